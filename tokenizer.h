@@ -1,0 +1,34 @@
+// tokenizer.h: text <-> token ids for the two tokenizers of BLIP-2's language models.
+//
+//   OPT      byte-level BPE, transformers' GPT2Tokenizer: </s> in front of the prompt
+//   Flan-T5  SentencePiece unigram as transformers' T5TokenizerFast has it: </s> behind the prompt
+//
+// The tables come from the weight file's tokenizer section (doc/format.md), written by export/tokenizer.py.
+#ifndef TOKENIZER_H
+#define TOKENIZER_H
+
+#include "common.h"
+
+typedef struct Tokenizer Tokenizer;
+
+// Parses and checks the n bytes of a tokenizer section; the bytes must stay where they are while the Tokenizer is
+// in use (pieces point into them). V: rows of the token embedding, every id must lie below it; image_token is the id
+// of the image placeholder or -1. NULL with e on anything wrong, whatever the bytes.
+Tokenizer *tokenizer_open(const uint8_t *bytes, size_t n, int V, int image_token, Err *e);
+void tokenizer_close(Tokenizer *t);
+
+// text (n bytes; invalid UTF-8 is an error) -> ids with the special tokens of a prompt, in *ids (malloc'd, caller
+// frees). Returns the count, or -1 with e. An image placeholder in the text is an error.
+// Linear or n log n in n.
+int tokenizer_encode(int **ids, const Tokenizer *t, const char *text, size_t n, Err *e);
+
+// ids (n) -> text appended to out, special tokens skipped, always valid UTF-8 (broken sequences become U+FFFD as
+// Python's errors="replace" has it), not stripped. Unknown ids are an error. transformers' tokenizer.decode.
+int tokenizer_decode(Text *out, const Tokenizer *t, const int *ids, int n, Err *e);
+
+// Streaming: appends the text that token id adds, holding back an incomplete UTF-8 sequence until it is complete.
+// At the end call with id = -1 to flush. The concatenation equals tokenizer_decode's text.
+typedef struct { uint8_t held[8]; int n_held; bool started; } Stream;
+int tokenizer_stream(Text *out, Stream *s, const Tokenizer *t, int id, Err *e);
+
+#endif
