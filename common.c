@@ -25,7 +25,7 @@ int fail_in(Err *e, const char *fmt, ...) {
     return -1;
 }
 
-_Noreturn void check_failed(const char *cond, const char *file, int line) {
+void check_failed(const char *cond, const char *file, int line) {
     fprintf(stderr, "%s:%d: this cannot happen: %s\n", file, line, cond);
     abort();
 }

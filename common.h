@@ -26,7 +26,7 @@ int fail_in(Err *e, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
 
 // For what cannot happen whatever the input is: prints file:line and stops the program.
 #define CHECK(cond) ((cond) ? (void)0 : check_failed(#cond, __FILE__, __LINE__))
-_Noreturn void check_failed(const char *cond, const char *file, int line);
+void check_failed(const char *cond, const char *file, int line) __attribute__((noreturn));
 
 // ---------------------------------------------------------------------------------------------------------
 // Sizes that come from a file are multiplied and added only through these: false when the result overflows.
