@@ -1,0 +1,167 @@
+"""Makes the two tiny tokenizers of the tests, in the file form of the Hugging Face hub.
+
+  test/data/tokenizers/bpe      byte-level BPE laid out like OPT's: <s> 0, <pad> 1, </s> 2, <unk> 3, the 256 byte
+                                symbols, merges; <image> is an added special token behind the vocabulary
+  test/data/tokenizers/unigram  SentencePiece unigram laid out like Flan-T5's: <pad> 0, </s> 1, <unk> 2, pieces,
+                                <extra_id_9> .. <extra_id_0>, <image>; with a small precompiled charsmap
+
+Both folders hold every form in which the hub has such tokenizers, so that a reader of each form can be tested:
+tokenizer.json and vocab.json + merges.txt (+ added_tokens.json), tokenizer.json and spiece.model.
+
+Run:  python test/make_tokenizers.py           (needs tokenizers and sentencepiece)
+The result is committed; nothing else in the project needs to run this.
+"""
+
+import base64
+import io
+import json
+import math
+import random
+from collections import Counter
+from pathlib import Path
+
+import sentencepiece
+from sentencepiece import sentencepiece_model_pb2
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+
+HERE = Path(__file__).resolve().parent / "data" / "tokenizers"
+N_EXTRA = 10          # T5 has 100 <extra_id_k>
+N_BPE = 480           # ids of the BPE vocabulary, without <image>
+N_UNIGRAM = 400       # pieces, without the <extra_id_k> and <image>
+
+
+def corpus():
+    """2000 caption-like and question-like lines, always the same."""
+    rng = random.Random(7)
+    who = ["a man", "a woman", "two cats", "a dog", "three people", "a small boy", "the girl", "a bird", "some horses",
+           "an old bus", "a red car", "a group of children"]
+    does = ["standing on", "sitting next to", "looking at", "running across", "sleeping in", "walking along",
+            "holding", "playing with", "jumping over", "driving down"]
+    what = ["the beach", "a wooden table", "a green field", "the street", "a laptop computer", "an umbrella",
+            "a kite", "the kitchen floor", "a snowy mountain", "a couch", "a plate of food", "the water at sunset"]
+    ask = ["Question: what color is the {}? Answer:", "Question: how many {}s are there? Answer:",
+           "Question: is there a {} in the photo? Short answer:", "Question: where is the {}? Answer:"]
+    noun = ["cat", "dog", "car", "house", "tree", "ball", "shirt", "hat"]
+    lines = []
+    for i in range(2000):
+        if i % 4 == 3:
+            lines.append(rng.choice(ask).format(rng.choice(noun)) + rng.choice([" yes", " no", " blue", " 2", " 13"]))
+        else:
+            head = rng.choice(["", "a photo of ", "there is ", "A picture of "])
+            lines.append(f"{head}{rng.choice(who)} {rng.choice(does)} {rng.choice(what)}" + rng.choice(["", ".", "\n"]))
+    lines += ["it's not what we'll see, they're sure I've said you'd go; I'm here, don't"] * 20
+    lines += ["été naïve café über 日本語 0 1 2 3 4 5 6 7 8 9 ! ? , ; - ( )"] * 5
+    return lines
+
+
+def bpe():
+    """Byte-level BPE as transformers' GPT2Tokenizer builds it, ids in OPT's order."""
+    folder = HERE / "bpe"
+    folder.mkdir(parents=True, exist_ok=True)
+    tok = Tokenizer(models.BPE())
+    tok.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    trainer = trainers.BpeTrainer(vocab_size=N_BPE, special_tokens=["<s>", "<pad>", "</s>", "<unk>"],
+                                  initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()), show_progress=False)
+    tok.train_from_iterator(corpus(), trainer)
+    trained = json.loads(tok.to_str())["model"]
+    vocab, merges = trained["vocab"], [tuple(m) for m in trained["merges"]]
+
+    tok = Tokenizer(models.BPE(vocab=vocab, merges=merges))
+    tok.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tok.decoder = decoders.ByteLevel()
+    tok.post_processor = processors.TemplateProcessing(single="</s> $A", pair="</s> $A </s> $B",
+                                                       special_tokens=[("</s>", vocab["</s>"])])
+    # OPT registers </s> and <pad> only; <s> and <unk> are ordinary entries that no text can produce.
+    tok.add_special_tokens([AddedToken("<pad>", normalized=True), AddedToken("</s>", normalized=True),
+                            AddedToken("<image>", normalized=False)])
+    tok.save(str(folder / "tokenizer.json"), pretty=False)
+
+    write(folder / "vocab.json", json.dumps(vocab, ensure_ascii=False))
+    write(folder / "merges.txt", "#version: 0.2\n" + "".join(f"{a} {b}\n" for a, b in merges))
+    write(folder / "added_tokens.json", json.dumps({"<image>": N_BPE}))
+    special = {"bos_token": "</s>", "eos_token": "</s>", "unk_token": "</s>", "pad_token": "<pad>"}
+    write(folder / "special_tokens_map.json", json.dumps(special))
+    write(folder / "tokenizer_config.json", json.dumps(
+        {**special, "add_bos_token": True, "add_prefix_space": False, "errors": "replace",
+         "clean_up_tokenization_spaces": True, "tokenizer_class": "GPT2Tokenizer"}, indent=1))
+
+
+# A small charsmap in the spirit of nmt_nfkc: "from" code points -> "to" code points. It has what the tests look at:
+# white space, deleted controls, one to many, many to one (combining marks), and a mapped mark of its own.
+CHARSMAP = {
+    "\t": " ", "\n": " ", "\r": " ", "\u00a0": " ", "\u3000": " ", "\u2003": " ", "\u200b": " ", "\ufeff": " ",
+    "\x01": "", "\x1f": "", "\x7f": "", "\u2026": "...", "\ufb01": "fi", "\ufb02": "fl", "\u2460": "1", "\u00b2": "2",
+    "\u00bd": "1\u20442", "\uff21": "A", "\uff41": "a", "\uff01": "!", "e\u0301": "\u00e9", "u\u0308": "\u00fc",
+    "i\u0308": "\u00ef", "a\u0302\u0301": "\u1ea5", "a\u0302": "\u00e2", "\u0340": "\u0300", "\u0344": "\u0308\u0301",
+    "\u3300": "\u30a2\u30d1\u30fc\u30c8", "\u1100\u1161": "\uac00", "\U0001d400": "A", "\u212b": "\u00c5",
+}
+
+
+def frequent_substrings(n):
+    """The n substrings of the corpus' words that save most characters, every single character included."""
+    count = Counter()
+    for line in corpus():
+        for word in line.replace("\n", " ").split(" "):
+            word = "\u2581" + word
+            count.update(word[i:j] for i in range(len(word)) for j in range(i + 1, min(len(word), i + 12) + 1))
+    singles = [s for s in count if len(s) == 1]
+    longer = sorted((s for s in count if len(s) > 1), key=lambda s: (-count[s] * (len(s) - 1), s))
+    chosen = singles + longer[:n - len(singles)]
+    total = sum(count[s] * len(s) for s in chosen)
+    return sorted(((s, math.log(count[s] / total)) for s in chosen), key=lambda p: (-p[1], p[0]))
+
+
+def unigram():
+    """SentencePiece unigram, in the form of the tokenizer.json of google/flan-t5-*."""
+    folder = HERE / "unigram"
+    folder.mkdir(parents=True, exist_ok=True)
+    rules = folder / "rules.tsv"
+    hexes = lambda s: " ".join(f"{ord(c):X}" for c in s)
+    write(rules, "".join(f"{hexes(a)}\t{hexes(b)}\n" for a, b in CHARSMAP.items()))
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(   # for the charsmap alone: the trainer finds too few pieces here
+        sentence_iterator=iter(corpus()), model_writer=model, model_type="unigram", vocab_size=N_UNIGRAM,
+        pad_id=0, eos_id=1, unk_id=2, bos_id=-1, pad_piece="<pad>", normalization_rule_tsv=str(rules),
+        num_threads=1, character_coverage=0.9999, hard_vocab_limit=False, minloglevel=2)
+    rules.unlink()
+    proto = sentencepiece_model_pb2.ModelProto.FromString(model.getvalue())
+    kinds = {"<pad>": 3, "</s>": 3, "<unk>": 2}   # control, control, unknown; everything else is normal, 1
+    pieces = [(name, 0.0) for name in kinds] + frequent_substrings(N_UNIGRAM - len(kinds))
+    del proto.pieces[:]
+    for piece, score in pieces:
+        proto.pieces.add(piece=piece, score=score, type=kinds.get(piece, 1))
+    proto.trainer_spec.vocab_size = len(pieces)
+    (folder / "spiece.model").write_bytes(proto.SerializeToString(deterministic=True))
+    pieces = [(p.piece, p.score) for p in proto.pieces]   # scores as float32, as in every T5 file
+
+    pieces += [(f"<extra_id_{k}>", 0.0) for k in reversed(range(N_EXTRA))]
+    tok = Tokenizer(models.Unigram(pieces, unk_id=2, byte_fallback=False))
+    tok.normalizer = normalizers.Sequence([normalizers.Precompiled(proto.normalizer_spec.precompiled_charsmap),
+                                           normalizers.Replace(Regex(" {2,}"), " ")])
+    tok.pre_tokenizer = pre_tokenizers.Metaspace(replacement="\u2581", prepend_scheme="always", split=True)
+    tok.decoder = decoders.Metaspace(replacement="\u2581", prepend_scheme="always", split=True)
+    tok.post_processor = processors.TemplateProcessing(single="$A </s>", pair="$A </s> $B </s>",
+                                                       special_tokens=[("</s>", 1)])
+    names = ["<pad>", "</s>", "<unk>"] + [f"<extra_id_{k}>" for k in range(N_EXTRA)] + ["<image>"]
+    tok.add_special_tokens([AddedToken(n, normalized=False) for n in names])
+    tok.save(str(folder / "tokenizer.json"), pretty=False)
+
+    extra = [f"<extra_id_{k}>" for k in range(N_EXTRA)]
+    special = {"eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<pad>"}
+    write(folder / "special_tokens_map.json", json.dumps({**special, "additional_special_tokens": extra}))
+    write(folder / "tokenizer_config.json", json.dumps(
+        {**special, "additional_special_tokens": extra, "extra_ids": N_EXTRA, "clean_up_tokenization_spaces": True,
+         "tokenizer_class": "T5Tokenizer"}, indent=1))
+    charsmap = proto.normalizer_spec.precompiled_charsmap
+    print(f"charsmap {len(charsmap)} bytes, base64 {len(base64.b64encode(charsmap))}")
+
+
+def write(path, text):
+    path.write_text(text, encoding="utf-8", newline="\n")
+
+
+if __name__ == "__main__":
+    bpe()
+    unigram()
+    for path in sorted(HERE.rglob("*.*")):
+        print(path.relative_to(HERE), path.stat().st_size)
