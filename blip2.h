@@ -280,7 +280,7 @@ typedef struct {
     int max_new;      // most tokens of an answer
     int threads;      // CPU threads
     // Called with the output of each block of the first pass, x (rows,cols) f32, under the name of the transformers
-    // module that it equals. NULL outside of tests. Rows of several images or prompts follow each other.
+    // module that it equals, image by image and prompt by prompt. NULL outside of tests.
     void (*probe)(void *arg, const char *name, const float *x, int rows, int cols);
     void *probe_arg;
 } Limits;

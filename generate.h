@@ -31,6 +31,7 @@ typedef struct {
     const int *parent;      // (R) row whose past the token continues; the row itself unless beams moved
     const float *logprob;   // (R)
     const bool *ended;      // (R) row will not go on (greedy and sampling)
+    bool more;              // false: that was the last token, nothing need be fed; the next step returns false
 } Step;
 
 typedef struct {
