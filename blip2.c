@@ -255,7 +255,8 @@ static void vit_block(Run *r, const VitBlock *w) {
     const int N = c->N, D = c->DV, A = D / c->HV;
     layernorm(r->h, r->x, w->ln1_w, w->ln1_b, c->eps_vit, N, D, &r->par);
     matmul(r->qkv, r->h, &w->qkv_w, w->qkv_b, N, &r->par);
-    attention(r->att, r->qkv, 3 * D, r->qkv + D, r->qkv + 2 * D, 3 * D, 1 / sqrtf(A), false, NULL, 0, N, N, c->HV, A, r);
+    attention(r->att, r->qkv, 3 * D, r->qkv + D, r->qkv + 2 * D, 3 * D, 1 / sqrtf(A), false, NULL, 0, N, N,
+              c->HV, A, r);
     matmul(r->h, r->att, &w->proj_w, w->proj_b, N, &r->par);
     add(r->x, r->h, (size_t)N * D);
     layernorm(r->h, r->x, w->ln2_w, w->ln2_b, c->eps_vit, N, D, &r->par);
@@ -288,7 +289,8 @@ static void qformer_layer(Run *r, int l) {
     const int Q = c->Q, D = c->DQ, A = D / c->HQ;
     const size_t n = (size_t)Q * D;
     matmul(r->qkv, r->x, &w->qkv_w, w->qkv_b, Q, &r->par);
-    attention(r->att, r->qkv, 3 * D, r->qkv + D, r->qkv + 2 * D, 3 * D, 1 / sqrtf(A), false, NULL, 0, Q, Q, c->HQ, A, r);
+    attention(r->att, r->qkv, 3 * D, r->qkv + D, r->qkv + 2 * D, 3 * D, 1 / sqrtf(A), false, NULL, 0, Q, Q,
+              c->HQ, A, r);
     matmul(r->h, r->att, &w->out_w, w->out_b, Q, &r->par);
     add(r->h, r->x, n);
     layernorm(r->x, r->h, w->ln1_w, w->ln1_b, c->eps_qformer, Q, D, &r->par);
@@ -370,20 +372,20 @@ static void attend_past(float *out, const float *q, int ldq, int l, float scale,
     for (int ih = 0; ih < p->T * c->HL; ih++) {
         const int i = ih / c->HL, h = ih % c->HL, b = prompt_of(r, p, i);
         const int n = cross ? r->cross_T[b] : r->prompt_T[b], last = n + new - 1;
-        const float *kv = (cross ? kv_cross_at(r, l, b) : kv_prompt_at(r, l, b)) + h * A;
+        const float *kv = cross ? kv_cross_at(r, l, b) : kv_prompt_at(r, l, b);
         const float *qh = q + (size_t)i * ldq + h * A;
         const int *line = r->line + (size_t)i * r->lim.max_new;
         float *s = r->scores + (size_t)(r->TP + r->lim.max_new + 1) * omp_get_thread_num();   // (n + new)
         float *o = out + (size_t)i * I + h * A;
         for (int j = 0; j <= last; j++) {
-            const float *k = j < n ? kv + (size_t)j * 2 * I : kv_new_at(r, l, j - n) + (size_t)line[j - n] * 2 * I + h * A;
-            s[j] = scale * dot(qh, k, A, &r->par) + (bias ? bias[h * ldb + last - j] : 0);
+            const float *k = j < n ? kv + (size_t)j * 2 * I : kv_new_at(r, l, j - n) + (size_t)line[j - n] * 2 * I;
+            s[j] = scale * dot(qh, k + h * A, A, &r->par) + (bias ? bias[h * ldb + last - j] : 0);
         }
         softmax(s, last + 1);
         memset(o, 0, A * sizeof *o);
         for (int j = 0; j <= last; j++) {
-            const float *k = j < n ? kv + (size_t)j * 2 * I : kv_new_at(r, l, j - n) + (size_t)line[j - n] * 2 * I + h * A;
-            axpy(o, s[j], k + I, A, &r->par);
+            const float *k = j < n ? kv + (size_t)j * 2 * I : kv_new_at(r, l, j - n) + (size_t)line[j - n] * 2 * I;
+            axpy(o, s[j], k + I + h * A, A, &r->par);
         }
     }
 }
