@@ -386,7 +386,8 @@ static int open_device(Program *p, const Limits *lim, Err *e) {
                     need / 1e6, p->model.file_bytes / 1e6, have / 1e6);
     if (p->model.file_bytes > have - need && !p->o.quiet)
         fprintf(stderr, "blip2: warning: the weights (%.1f MB) do not fit into the %.1f MB that are free; "
-                        "this will be slow\n", p->model.file_bytes / 1e6, (have - need) / 1e6);
+                        "this will be slow\n",
+                p->model.file_bytes / 1e6, (have - need) / 1e6);
     p->device = p->backend->open(&p->model, lim, e);
     p->pixels = malloc((size_t)p->model.config.S * p->model.config.S * 3);
     if (p->device && !p->pixels) return fail(e, "not enough memory for an image of %d pixels a side", p->model.config.S);
