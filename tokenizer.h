@@ -23,12 +23,15 @@ void tokenizer_close(Tokenizer *t);
 int tokenizer_encode(int **ids, const Tokenizer *t, const char *text, size_t n, Err *e);
 
 // ids (n) -> text appended to out, special tokens skipped, always valid UTF-8 (broken sequences become U+FFFD as
-// Python's errors="replace" has it), not stripped. Unknown ids are an error. transformers' tokenizer.decode.
+// Python's errors="replace" has it), not stripped: transformers' tokenizer.decode(ids, skip_special_tokens=True).
+// Ids of embedding rows that have no token add nothing; ids outside 0..V-1 are an error (-1, out may have grown).
 int tokenizer_decode(Text *out, const Tokenizer *t, const int *ids, int n, Err *e);
 
-// Streaming: appends the text that token id adds, holding back an incomplete UTF-8 sequence until it is complete.
-// At the end call with id = -1 to flush. The concatenation equals tokenizer_decode's text.
-typedef struct { uint8_t held[8]; int n_held; bool started; } Stream;
+// Streaming: appends what token id lets be known of the text. Held back: a UTF-8 sequence until it is complete, and
+// where the tokenizer's clean-up of spaces is on, up to three bytes that it may yet change (" n'"). At the end call
+// with id = -1, which gives out what is held and makes s ready for another text. The concatenation equals
+// tokenizer_decode's text. Start with Stream s = {0}.
+typedef struct { uint8_t held[4]; int n_held; bool started; uint8_t clean[10]; } Stream;
 int tokenizer_stream(Text *out, Stream *s, const Tokenizer *t, int id, Err *e);
 
 #endif

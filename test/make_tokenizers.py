@@ -7,8 +7,10 @@
 
 Both folders hold every form in which the hub has such tokenizers, so that a reader of each form can be tested:
 tokenizer.json and vocab.json + merges.txt (+ added_tokens.json), tokenizer.json and spiece.model.
+Next to them are their tokenizer sections (*.tok, doc/format.md) and golden files for test/test_tokenizer.c: what
+transformers makes of a few hundred texts and ids.
 
-Run:  python test/make_tokenizers.py           (needs tokenizers and sentencepiece)
+Run:  python test/make_tokenizers.py           (needs transformers, tokenizers and sentencepiece)
 The result is committed; nothing else in the project needs to run this.
 """
 
@@ -17,12 +19,19 @@ import io
 import json
 import math
 import random
+import shutil
+import sys
+import tempfile
 from collections import Counter
 from pathlib import Path
 
 import sentencepiece
 from sentencepiece import sentencepiece_model_pb2
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from transformers import T5Tokenizer, TokenizersBackend
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "export"))
+from tokenizer import read_tokenizer  # noqa: E402
 
 HERE = Path(__file__).resolve().parent / "data" / "tokenizers"
 N_EXTRA = 10          # T5 has 100 <extra_id_k>
@@ -156,6 +165,36 @@ def unigram():
     print(f"charsmap {len(charsmap)} bytes, base64 {len(base64.b64encode(charsmap))}")
 
 
+# What the golden files have beyond the corpus.
+TEXTS = ["", " ", "\n", "\t", "  ", " a", "a ", "a photo of", "a photo of ", "  a  photo\tof\n\na cat ", "it's", "IT'S",
+         "don't we'll they're I've I'd I'm 's", "'", "''s", " 's", "x\n\n  y", "x \u00a0 y", "x\u3000y", "</s> hi",
+         "</s>", "<pad><pad>", "<s>hi<unk>", "a</s>  b", "<extra_id_3>", " <extra_id_0> x <extra_id_99>", "<<extra_id_1>>",
+         "e\u0301", "e\u0301\u0301", "e\u0301\u0301\u0301", "a\u0302\u0301", "\u0340a", "a\u0340", "\ufb01nest",
+         "\ufb01\u0301x", "\u2460\u00b2\u00bd", "\uff21\uff41\uff01", "\U0001d400", "na\u00efve caf\u00e9",
+         "\u65e5\u672c\u8a9e test", "\u1100\u1161\u11a8", "\U0001f469\u200d\U0001f469\u200d\U0001f467 ok",
+         "\U0001f1e9\U0001f1ea\U0001f1eb", "\r\n", "\x01\x1f\x7f", "a\x00b", "\u2581", "\u2581a", "a\u2581\u2581b",
+         "\u0627\u0644\u0639\u0631\u0628\u064a\u0629 1\u0662\u06633", "x" * 300, "1234567890" * 9, "!?!?.,;" * 7,
+         "the shirt is to the left of the door", "Question: {} Short answer:", "\u00ad\u2026\u201cq\u201d", "\ufeffa"]
+
+
+def section(name, folder, family, reference):
+    """Writes NAME.tok, and NAME.golden with what the reference (a transformers tokenizer) makes of texts and ids."""
+    tok = read_tokenizer(folder, family)
+    (HERE / f"{name}.tok").write_bytes(tok.blob)
+    rng = random.Random(name)
+    lines = []
+    for text in TEXTS + corpus()[:60] + ["".join(rng.choice(TEXTS) for _ in range(3)) for _ in range(60)]:
+        ids = reference(text).input_ids
+        if family == "opt" and ids[:1] != [2]:
+            ids = [2] + ids
+        lines.append(f"e {text.encode().hex()} : {' '.join(map(str, ids))}")
+        lines.append(f"d {' '.join(map(str, ids))} : {reference.decode(ids, skip_special_tokens=True).encode().hex()}")
+    for _ in range(100):
+        ids = [rng.randrange(tok.n_ids) for _ in range(rng.randrange(1, 30))]
+        lines.append(f"d {' '.join(map(str, ids))} : {reference.decode(ids, skip_special_tokens=True).encode().hex()}")
+    write(HERE / f"{name}.golden", "\n".join(lines) + "\n")
+
+
 def write(path, text):
     path.write_text(text, encoding="utf-8", newline="\n")
 
@@ -163,5 +202,11 @@ def write(path, text):
 if __name__ == "__main__":
     bpe()
     unigram()
+    section("bpe", HERE / "bpe", "opt", TokenizersBackend.from_pretrained(HERE / "bpe"))
+    section("unigram", HERE / "unigram", "t5", TokenizersBackend.from_pretrained(HERE / "unigram"))
+    with tempfile.TemporaryDirectory() as folder:   # the trimming form, as made from spiece.model alone
+        for file in ("spiece.model", "tokenizer_config.json"):
+            shutil.copy(HERE / "unigram" / file, folder)
+        section("unigram_trim", folder, "t5", T5Tokenizer.from_pretrained(folder))
     for path in sorted(HERE.rglob("*.*")):
         print(path.relative_to(HERE), path.stat().st_size)
