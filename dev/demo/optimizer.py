@@ -1,0 +1,66 @@
+"""Muon for the weight matrices, AdamW for everything else; the learning rate as a function of progress.
+
+Muon (Keller Jordan and others, 2024) replaces the momentum of a matrix by the nearest matrix with equal singular
+values, found by five steps of a Newton-Schulz iteration. Measured here on the ViT, one thread, after 4800
+pictures: 17.0 % of the patches right, AdamW 12.1 % (14 % in the same time, as its steps are 1.3 times faster).
+"""
+import torch
+
+
+class Optimizers:
+    """named: (name, parameter) pairs; slow: parts of names whose learning rate is multiplied by slow_by."""
+
+    def __init__(self, named, lr=.02, lr_adam=1e-3, decay=.01, slow=(), slow_by=1.0):
+        self.lr, self.lr_adam, self.decay, self.matrices, adam = lr, lr_adam, decay, {}, {}
+        for name, p in named:
+            speed = slow_by if any(s in name for s in slow) else 1.0
+            # an embedding's rows are looked up, not multiplied, and heads are better off with Adam
+            if p.ndim == 2 and "head" not in name and "embed_" not in name:
+                self.matrices.setdefault((tuple(p.shape), speed), []).append(p)
+            else:
+                adam.setdefault(speed, []).append(p)
+        self.adam = torch.optim.AdamW([{"params": ps, "speed": s} for s, ps in adam.items()], lr=lr_adam,
+                                      betas=(.9, .98), weight_decay=decay, fused=True)
+        self.momentum = {k: torch.zeros(len(g), *k[0]) for k, g in self.matrices.items()}
+
+    @torch.no_grad()
+    def step(self, scale):
+        """One step at `scale` times the learning rates; clears the gradients."""
+        for g in self.adam.param_groups:
+            g["lr"] = self.lr_adam * scale * g["speed"]
+            torch.nn.utils.clip_grad_norm_(g["params"], 1.0)
+        self.adam.step()
+        self.adam.zero_grad(set_to_none=True)
+        for (shape, speed), params in self.matrices.items():
+            grad, mean = torch.stack([p.grad for p in params]), self.momentum[(shape, speed)]
+            mean.lerp_(grad, .05)
+            turn = orthogonal(grad.lerp(mean, .95)) * max(1, shape[0] / shape[1]) ** .5
+            rate = self.lr * scale * speed
+            for p, t in zip(params, turn, strict=True):
+                p.mul_(1 - rate * self.decay).add_(t, alpha=-rate)
+                p.grad = None
+
+    def state(self):
+        return {"adam": self.adam.state_dict(), "momentum": self.momentum}
+
+    def load(self, state):
+        self.adam.load_state_dict(state["adam"])
+        for k, m in state["momentum"].items():
+            self.momentum[k].copy_(m)
+
+
+def orthogonal(x):
+    """x (N,R,C) -> about U V' of its singular value decomposition (Newton-Schulz, 5 steps, Muon's coefficients)."""
+    tall = x.shape[1] > x.shape[2]
+    x = x.transpose(1, 2) if tall else x
+    x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
+    for _ in range(5):
+        a = x @ x.transpose(1, 2)
+        x = 3.4445 * x + (-4.7750 * a + 2.0315 * (a @ a)) @ x
+    return x.transpose(1, 2) if tall else x
+
+
+def schedule(done, total, warm=3000, flat=.6, low=.03):
+    """Learning-rate factor after `done` of `total` scenes: up, flat, then straight down to `low`."""
+    at = done / total
+    return min(1.0, (done + 1) / warm) * (1.0 if at < flat else low + (1 - low) * max(0.0, (1 - at) / (1 - flat)))

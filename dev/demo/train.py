@@ -1,0 +1,305 @@
+"""Trains the demo model in two stages, each resumable, on one thread of a CPU.
+
+    python dev/demo/train.py vit  --drawings D --index I --out DIR --scenes 150000
+    python dev/demo/train.py blip --drawings D --index I --out DIR --scenes 150000
+
+vit:  the ViT alone learns to name the noun that covers each patch and to mark where objects have their centre.
+      Crowded scenes give all 64 patches something to teach. The two heads are dropped later.
+blip: ViT, Q-Former, projection and language model learn from texts, several for one image. Two helping losses
+      stay on: the patches' nouns, and the first queries name the objects from left to right and the background.
+      Starts from DIR/vit.pt, or with --start FOLDER from an exported model (its helping heads start anew).
+
+DIR gets vit.pt / blip.pt (everything needed to go on: run the same command again), log.jsonl, curves.png, the
+tokenizer, and with stage blip the folder hf/ (bf16, save_pretrained). --scenes is the whole length of the stage;
+the learning rate falls over its last part, so a longer stage is asked for from the beginning.
+Scene number i is a function of (seed, i): a run that was interrupted sees what it would have seen.
+"""
+import argparse
+import json
+import os
+import platform
+import sys
+import time
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+import model as M
+import scenes as S
+from optimizer import Optimizers, schedule
+from texts import KINDS, Words
+
+
+class VitHeads(torch.nn.Module):
+    """What covers a patch (nouns and background), and whether the centre of an object lies in it."""
+
+    def __init__(self, width, nouns):
+        super().__init__()
+        self.noun, self.centre = torch.nn.Linear(width, nouns + 1), torch.nn.Linear(width, 1)
+        self.register_buffer("weight", torch.ones(nouns + 1), persistent=False)
+        self.weight[-1] = .2                             # half of the patches are background, and easy
+
+    def loss(self, patches, labels):
+        """patches (B,P,C), labels (B,2,P) -> loss, share of the object patches named right."""
+        logits, noun = self.noun(patches), labels[:, 0]
+        loss = F.cross_entropy(logits.flatten(0, 1), noun.flatten(), weight=self.weight, ignore_index=-100)
+        where = F.binary_cross_entropy_with_logits(self.centre(patches)[..., 0], labels[:, 1].float(),
+                                                   pos_weight=torch.tensor(5.0))
+        on = (noun >= 0) & (noun < len(self.weight) - 1)
+        return loss + .3 * where, ((logits.argmax(-1) == noun) & on).sum().item() / max(on.sum().item(), 1)
+
+
+class Source:
+    """Batches of scenes from one set of drawings."""
+
+    def __init__(self, args, keep, nouns=None):
+        self.drawings = S.Drawings(args.drawings, args.index, nouns or S.NOUNS, keep)
+        self.id, self.seed = {n: i for i, n in enumerate(self.drawings.nouns)}, args.seed
+
+    def batch(self, first, count, dense, compositions="seen"):
+        """dense: share of crowded scenes -> scenes, pixels (B,3,S,S), labels (B,2,P)."""
+        scenes, pictures, labels = [], [], []
+        for i in range(first, first + count):
+            crowded = (i * 0.618034) % 1 < dense
+            s = S.sample_dense(self.drawings, self.seed, i) if crowded else \
+                S.sample_scene(self.drawings, self.seed, i, compositions)
+            p, y = S.render(s, M.IMAGE, M.PATCH, self.id)
+            scenes.append(s), pictures.append(p), labels.append(y)
+        return scenes, M.pixels(pictures), torch.from_numpy(np.stack(labels))
+
+
+class Run:
+    """What both stages share: the log, the checkpoint, the progress line."""
+
+    def __init__(self, args, stage, parts, optimizers):
+        self.args, self.stage, self.parts, self.opt = args, stage, parts, optimizers
+        self.path, self.done, self.seconds = os.path.join(args.out, stage + ".pt"), 0, 0.0
+        if os.path.exists(self.path):
+            state = torch.load(self.path, weights_only=True)
+            for name, part in parts.items():
+                part.load_state_dict(state[name])
+            optimizers.load(state["optimizers"])
+            self.done, self.seconds = state["done"], state["seconds"]
+        self.start, self.shown, self.sums = time.time() - self.seconds, time.time(), {}
+
+    def save(self):
+        state = {n: p.state_dict() for n, p in self.parts.items()}
+        state |= {"optimizers": self.opt.state(), "done": self.done, "seconds": time.time() - self.start}
+        torch.save(state, self.path + ".new")
+        os.replace(self.path + ".new", self.path)        # never half a checkpoint
+
+    def note(self, **values):
+        """Adds to the running means and, every 20 s, prints them."""
+        for k, v in values.items():
+            self.sums.setdefault(k, []).append(v)
+        if time.time() - self.shown > 20:
+            self.shown = time.time()
+            means = "  ".join(f"{k} {np.mean(v):.3f}" for k, v in self.sums.items())
+            spent = time.time() - self.start
+            print(f"{self.stage} {self.done}/{self.args.scenes}  {means}  {self.done / spent:.1f} scenes/s  "
+                  f"{spent / 60:.1f} min", flush=True)
+            self.sums = {}
+
+    def record(self, **values):
+        """One line of validation to log.jsonl, and the picture of all of them."""
+        line = {"stage": self.stage, "scenes": self.done, "minutes": round((time.time() - self.start) / 60, 2),
+                "machine": machine(), **{k: round(v, 4) for k, v in values.items()}}
+        with open(os.path.join(self.args.out, "log.jsonl"), "a") as f:
+            f.write(json.dumps(line) + "\n")
+        print("validation", json.dumps(line), flush=True)
+        draw_curves(self.args.out)
+
+
+def machine():
+    name = platform.processor() or platform.machine()
+    try:
+        with open("/proc/cpuinfo") as f:
+            name = next(s.split(":")[1].strip() for s in f if s.startswith("model name"))
+    except (OSError, StopIteration):
+        pass
+    return f"{name}, {torch.get_num_threads()} thread, torch {torch.__version__}"
+
+
+def draw_curves(folder):
+    """log.jsonl -> curves.png, one panel for each stage; without matplotlib only a remark."""
+    try:
+        import matplotlib
+        matplotlib.use("Agg")
+        import matplotlib.pyplot as plt
+    except ImportError:
+        print("no matplotlib: curves.png is not drawn", file=sys.stderr)
+        return
+    with open(os.path.join(folder, "log.jsonl")) as f:
+        lines = [json.loads(s) for s in f]
+    stages = list(dict.fromkeys(s["stage"] for s in lines))
+    fig, axes = plt.subplots(1, len(stages), figsize=(8 * len(stages), 5), squeeze=False)
+    for ax, stage in zip(axes[0], stages, strict=True):
+        rows = [s for s in lines if s["stage"] == stage]
+        for key in sorted({k for s in rows for k in s} - {"stage", "scenes", "minutes", "machine"}):
+            at = [s for s in rows if key in s]
+            ax.plot([s["scenes"] for s in at], [100 * s[key] for s in at], label=key,
+                    linestyle="--" if "unseen" in key else "-")
+        ax.set(title=stage, xlabel="scenes", ylabel="% right", ylim=(0, 101))
+        ax.legend(fontsize=7)
+        ax.grid(alpha=.3)
+    fig.tight_layout()
+    fig.savefig(os.path.join(folder, "curves.png"), dpi=80)
+    plt.close(fig)
+
+
+class QueryHeads(torch.nn.Module):
+    """What the first queries should find: query i the noun and place of object i from the left, query 4 the colour.
+
+    Without this the Q-Former must discover from words alone that there are objects; with it, it starts at once.
+    """
+    OBJECTS = 4
+
+    def __init__(self, width, nouns):
+        super().__init__()
+        self.noun, self.at = torch.nn.Linear(width, nouns + 1), torch.nn.Linear(width, 2)
+        self.colour = torch.nn.Linear(width, len(S.COLOURS))
+
+    def loss(self, queries, scenes, noun_id):
+        """queries (B,Q,C) -> loss, share of the objects whose noun is right."""
+        none, colours = len(noun_id), list(S.COLOURS)
+        noun = torch.full((len(scenes), self.OBJECTS), none)
+        at = torch.zeros(len(scenes), self.OBJECTS, 2)
+        for b, s in enumerate(scenes):
+            for i, t in enumerate(s.things):
+                noun[b, i], at[b, i] = noun_id[t.noun], torch.tensor([t.x, t.y])
+        colour = torch.tensor([colours.index(s.colour) for s in scenes])
+        logits, there = self.noun(queries[:, :self.OBJECTS]), noun < none
+        loss = F.cross_entropy(logits.flatten(0, 1), noun.flatten())
+        loss = loss + 2 * F.smooth_l1_loss(self.at(queries[:, :self.OBJECTS])[there], at[there], beta=.1)
+        loss = loss + .3 * F.cross_entropy(self.colour(queries[:, self.OBJECTS]), colour)
+        return loss, ((logits.argmax(-1) == noun) & there).sum().item() / there.sum().item()
+
+
+@torch.no_grad()
+def check_vit(vit, heads, source, compositions, count=256):
+    got = []
+    for i in range(0, count, 64):
+        _, x, y = source.batch(10 ** 9 + i, 64, 0, compositions)
+        got.append(heads.loss(vit(x).last_hidden_state[:, 1:], y)[1])
+    return float(np.mean(got))
+
+
+def train_vit(args, seen, unseen, net):
+    heads = VitHeads(net.config.vision_config.hidden_size, len(seen.id))
+    parts = {"vit": net.vision_model, "heads": heads}
+    named = [(f"{n}.{k}", p) for n, m in parts.items() for k, p in m.named_parameters()]
+    run = Run(args, "vit", parts, Optimizers(named, lr=args.lr))
+    tested = run.done
+    while run.done < args.scenes:
+        _, x, y = seen.batch(run.done, args.batch, .7)
+        loss, right = heads.loss(net.vision_model(x).last_hidden_state[:, 1:], y)
+        loss.backward()
+        run.opt.step(schedule(run.done, args.scenes))
+        run.done += args.batch
+        run.note(loss=loss.item(), patches=right)
+        if run.done - tested >= args.every or run.done >= args.scenes:
+            tested = run.done
+            run.save()
+            run.record(patches_seen=check_vit(net.vision_model, heads, seen, "new"),
+                       patches_unseen_style=check_vit(net.vision_model, heads, unseen, "any"))
+
+
+@torch.no_grad()
+def check_blip(net, heads, source, packer, words, compositions, count=256):
+    """Share of exact greedy answers for each kind of text, and of objects named by the queries' helping head."""
+    right, named, end = {}, [], 64
+    for i in range(0, count, end):
+        scenes, x, _ = source.batch(10 ** 9 + i, end, 0, compositions)
+        _, queries, embeds = M.image_embeds(net, x)
+        named.append(heads["queries"].loss(queries, scenes, source.id)[1])
+        kinds, rows = [], []
+        for k, s in enumerate(scenes):
+            rng = np.random.default_rng([5, i + k])
+            asked = [t for kind in KINDS if (t := words.ask(kind, rng, s))]
+            kinds.append([t[0] for t in asked]), rows.append([t[1:] for t in asked])
+        for (b, k), ok in M.exact(net, embeds, packer.pack(rows)).items():
+            right.setdefault(kinds[b][k], []).append(ok)
+    return {"objects": float(np.mean(named)), **{k: float(np.mean(v)) for k, v in right.items()}}
+
+
+def train_blip(args, seen, unseen, net, tok):
+    words = Words(seen.drawings.plural, seen.drawings.category, seen.drawings.nouns)
+    packer, cfg = M.Packer(tok), net.config
+    heads = torch.nn.ModuleDict({"patches": VitHeads(cfg.vision_config.hidden_size, len(seen.id)),
+                                 "queries": QueryHeads(cfg.qformer_config.hidden_size, len(seen.id))})
+    vit = os.path.join(args.out, "vit.pt")
+    if not args.start:
+        state = torch.load(vit, weights_only=True)
+        net.vision_model.load_state_dict(state["vit"])
+        heads["patches"].load_state_dict(state["heads"])
+    parts = {"net": net, "heads": heads}
+    named = [(f"{n}.{k}", p) for n, m in parts.items() for k, p in m.named_parameters()]
+    run = Run(args, "blip", parts, Optimizers(named, lr=args.lr, slow=("vision_model",), slow_by=args.vit_speed))
+    tested = run.done
+    while run.done < args.scenes:
+        scenes, x, y = seen.batch(run.done, args.batch, 0)
+        rng = np.random.default_rng([args.seed, run.done, 2])
+        batch = packer.pack([[t[1:] for t in words.texts(s, rng, args.texts)] for s in scenes])
+        patches, queries, embeds = M.image_embeds(net, x)
+        logits, target = M.text_logits(net, embeds, batch)
+        text = F.cross_entropy(logits, target)
+        named_loss, objects = heads["queries"].loss(queries, scenes, seen.id)
+        patch_loss, right = heads["patches"].loss(patches[:, 1:], y)
+        (text + .5 * named_loss + .3 * patch_loss).backward()
+        run.opt.step(schedule(run.done, args.scenes))
+        run.done += args.batch
+        run.note(text=text.item(), tokens=(logits.argmax(1) == target).float().mean().item(), objects=objects,
+                 patches=right)
+        if run.done - tested >= args.every or run.done >= args.scenes:
+            tested = run.done
+            run.save()
+            values = {}
+            for name, source, which in (("seen", seen, "new"), ("unseen style", unseen, "any")):
+                got = check_blip(net, heads, source, packer, words, which)
+                values |= {f"{k}, {name}": v for k, v in got.items()}
+            run.record(**values)
+            M.export(net, args.tokenizer, os.path.join(args.out, "hf"))
+
+
+def main():
+    ap = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    ap.add_argument("stage", choices=["vit", "blip"])
+    S.add_source_options(ap)
+    ap.add_argument("--out", required=True)
+    ap.add_argument("--scenes", type=int, required=True)
+    ap.add_argument("--start", help="an exported model to go on from (stage blip)")
+    ap.add_argument("--batch", type=int, default=48)
+    ap.add_argument("--every", type=int, default=12000, help="scenes between validations")
+    ap.add_argument("--lr", type=float, default=.02, help="of Muon")
+    ap.add_argument("--vit-speed", type=float, default=.4, help="learning rate of the ViT in stage blip, relative")
+    ap.add_argument("--texts", type=int, default=5, help="texts for each picture")
+    ap.add_argument("--vocab", type=int, default=800)
+    ap.add_argument("--seed", type=int, default=1)
+    args = ap.parse_args()
+    torch.set_num_threads(1)
+    os.makedirs(args.out, exist_ok=True)
+    seen = Source(args, lambda s: s != S.HELD_OUT_STYLE)
+    unseen = Source(args, lambda s: s == S.HELD_OUT_STYLE)
+    print(f"{seen.drawings.count} drawings of {len(seen.id)} nouns to learn from; {machine()}", flush=True)
+    args.tokenizer = args.start or os.path.join(args.out, "tokenizer")
+    if os.path.exists(os.path.join(args.tokenizer, "tokenizer.json")):
+        tok = M.load_tokenizer(args.tokenizer)
+    else:
+        words = Words(seen.drawings.plural, seen.drawings.category, seen.drawings.nouns)
+        tok = M.make_tokenizer(words.corpus(), args.vocab, args.tokenizer)
+    if args.start:
+        net = M.Blip2ForConditionalGeneration.from_pretrained(args.start, dtype=torch.float32)
+    else:
+        net = M.build(tok.get_vocab_size(), tok.encode("\n", add_special_tokens=False).ids[0],
+                      tok.token_to_id("<image>"), args.seed)
+    print(f"{sum(p.numel() for p in net.parameters()) / 1e6:.3f} million parameters", flush=True)
+    net.train()
+    if args.stage == "vit":
+        train_vit(args, seen, unseen, net)
+    else:
+        train_blip(args, seen, unseen, net, tok)
+
+
+if __name__ == "__main__":
+    main()
