@@ -1,0 +1,356 @@
+// matmul.c: products of matrices and vectors, fast on the processor at hand.
+//
+// In order: the shape of a product and of its blocks, the table of inner loops, those loops in plain C (the truth for
+// the others), for SSE2 or any other processor, for AVX2 and for AVX-512 (matmul_kernels.h, compiled three times), the
+// choice between them, the blocked product, threads, and the functions of matmul.h.
+//
+//   out (T,OC) = x (T,C) w (OC,C)^T          Two ways, by the number of rows of x:
+//
+//   T > ROWS_MAX (images, prompts): bound by arithmetic. Each thread takes a block of NC columns of out and goes
+//   through C in steps of about KC. The weights of a step are packed once, into panels that are K-major, so that one
+//   vector holds neighbouring columns; then each tile of MR rows of x, copied to rows XS apart, meets each panel:
+//
+//       out  +--+--+--+--+-----+        x  +-----+-----+---+          w  +-----+-----+---+
+//         MR |xx|  |  |  | ... |        MR |xxxxx|     |   |          NR |wwwww|     |   |
+//            +--+--+--+--+     |           +-----+     |   |             +-----+     |   |
+//            |NR           ... |           | KC           C|          NC |         ...   |
+//            +-----NC----------+           +---------------+             +---------------+
+//
+//       packed w (NC*KC floats, stays in L2):  panel 0: k=0: w[0][0] w[1][0] .. w[NR-1][0], k=1: ..., | panel 1 | ...
+//
+//   T <= ROWS_MAX (decoding, beams): bound by memory. Each weight is read once, straight from the file's mapping, and
+//   used for all rows of x.
+//
+// Sums of one output always run in the same order, whatever the number of threads, the position of the row in x, or
+// T, with one exception: the two ways add in different orders, so that a row's result differs between T <= ROWS_MAX
+// and T > ROWS_MAX. Both errors stay below C * 2^-24 * sum_c |x_c w_c|; test/test_matmul.c measures them.
+// Not here: anything that knows what the matrices mean.
+#include "matmul.h"
+
+#include <string.h>
+#ifdef _OPENMP
+#include <omp.h>
+#endif
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+enum {
+    ROWS_MAX = 8,            // most rows of x that go the memory-bound way
+    KC = 256,                // most columns of x and w in one step
+    XS = KC + 16,            // floats between the rows of a copied tile: no power of two, they would share cache sets
+    NC = 128,                // columns of out in a job, a multiple of every NR
+    MR_MAX = 14, NR_MAX = 32,
+    NC_STACK = 96,           // the same for products that pack on the stack: a head of 64, 80 or 88 fits
+    CHUNK_BYTES = 128 << 10, // weights in a job of the memory-bound way
+    PACK_FLOATS = NC * KC + MR_MAX * XS
+};
+
+struct MatmulKernels {
+    const char *name;
+    int MR, NR;              // rows and columns of a tile
+    // x (mr,K) rows XS apart, w (K,NR) packed -> out (mr,n) = base (mr,n) + scale * x w
+    void (*tile)(float *out, size_t ldo, const float *base, size_t ldbase, float scale, const float *x, const float *w,
+                 int mr, int n, int K);
+    // x (T,C), w (n,C) -> out (T,n) = bias + scale * x w^T, T <= ROWS_MAX
+    void (*rows)(float *out, size_t ldo, const float *x, size_t ldx, const void *w, size_t ldw, const float *bias,
+                 float scale, int T, int n, int C, int dtype);
+    // w (n,K) -> out (K,NR), columns n and up zero
+    void (*pack)(float *out, const void *w, size_t ldw, int n, int K, int dtype);
+    float (*dot)(const float *a, const float *b, int n);
+    void (*axpy)(float *y, float s, const float *x, int n);
+};
+
+// Element i of w as f32. A bf16 is the upper half of an f32.
+static inline float weight(const void *w, size_t i, int dtype) {
+    if (dtype == DT_F32) return ((const float *)w)[i];
+    uint32_t bits = (uint32_t)((const uint16_t *)w)[i] << 16;
+    float f;
+    memcpy(&f, &bits, sizeof f);
+    return f;
+}
+
+// ---------------------------------------------------------------------------------------------------------
+// Plain C: nothing but the definitions.
+
+static void tile_plain(float *out, size_t ldo, const float *base, size_t ldbase, float scale, const float *x,
+                       const float *w, int mr, int n, int K) {
+    for (int r = 0; r < mr; r++)
+        for (int j = 0; j < n; j++) {
+            float s = 0;
+            for (int k = 0; k < K; k++) s += x[r * XS + k] * w[k * 4 + j];
+            out[r * ldo + j] = base[r * ldbase + j] + scale * s;
+        }
+}
+
+static void rows_plain(float *out, size_t ldo, const float *x, size_t ldx, const void *w, size_t ldw,
+                       const float *bias, float scale, int T, int n, int C, int dtype) {
+    for (int t = 0; t < T; t++)
+        for (int j = 0; j < n; j++) {
+            float s = 0;
+            for (int c = 0; c < C; c++) s += x[t * ldx + c] * weight(w, j * ldw + c, dtype);
+            out[t * ldo + j] = (bias ? bias[j] : 0) + scale * s;
+        }
+}
+
+static void pack_plain(float *out, const void *w, size_t ldw, int n, int K, int dtype) {
+    for (int k = 0; k < K; k++)
+        for (int j = 0; j < 4; j++) out[k * 4 + j] = j < n ? weight(w, j * ldw + k, dtype) : 0;
+}
+
+static float dot_plain(const float *a, const float *b, int n) {
+    float s = 0;
+    for (int i = 0; i < n; i++) s += a[i] * b[i];
+    return s;
+}
+
+static void axpy_plain(float *y, float s, const float *x, int n) {
+    for (int i = 0; i < n; i++) y[i] += s * x[i];
+}
+
+static const MatmulKernels kernels_plain = {
+    "plain", 4, 4, tile_plain, rows_plain, pack_plain, dot_plain, axpy_plain
+};
+
+// ---------------------------------------------------------------------------------------------------------
+// Vectors, through the compilers' common extension for them. The products of these files are compiled with strict
+// ISO rules, under which a * b + c is never fused: where the processor can fuse, FMA says so.
+
+typedef float float4 __attribute__((vector_size(16), aligned(4), may_alias));
+
+#ifdef __clang__
+#define SHUFFLE(a, b, i, j, k, l) __builtin_shufflevector(a, b, i, j, k, l)
+#else
+typedef int int4 __attribute__((vector_size(16)));
+#define SHUFFLE(a, b, i, j, k, l) __builtin_shuffle(a, b, (int4){i, j, k, l})
+#endif
+
+static inline float4 widen4(const uint16_t *p) {
+#if defined(__x86_64__)
+    __m128i h = _mm_loadl_epi64((const __m128i *)p);
+    return (float4)_mm_unpacklo_epi16(_mm_setzero_si128(), h);
+#else
+    return (float4){weight(p, 0, DT_BF16), weight(p, 1, DT_BF16), weight(p, 2, DT_BF16), weight(p, 3, DT_BF16)};
+#endif
+}
+
+static inline float4 load4(const void *w, size_t i, int dtype) {
+    return dtype == DT_BF16 ? widen4((const uint16_t *)w + i) : *(const float4 *)((const float *)w + i);
+}
+
+// SSE2, which every x86-64 has, or what the compiler makes of four floats elsewhere.
+#if defined(__x86_64__)
+#define NAME_TEXT "sse2"
+#else
+#define NAME_TEXT "generic"
+#endif
+#define NAME(f) f##_base
+#define TARGET
+#define VW 4
+#define MR 6
+#define FMA(a, b, c) ((a) * (b) + (c))
+#define WIDEN(p) (v_base)widen4(p)
+#include "matmul_kernels.h"
+
+#if defined(__x86_64__)
+#define NAME_TEXT "avx2"
+#define NAME(f) f##_avx2
+#define TARGET __attribute__((target("avx2,fma")))
+#define VW 8
+#define MR 6
+#define FMA(a, b, c) _mm256_fmadd_ps(a, b, c)
+#define WIDEN(p) (v_avx2)_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)(p))), 16)
+#include "matmul_kernels.h"
+
+#define NAME_TEXT "avx512"
+#define NAME(f) f##_avx512
+#define TARGET __attribute__((target("avx2,fma,avx512f,avx512vl,avx512bw,avx512dq")))
+#define VW 16
+#define MR 14
+#define FMA(a, b, c) _mm512_fmadd_ps(a, b, c)
+#define WIDEN(p) (v_avx512)_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)(p))), 16)
+#include "matmul_kernels.h"
+#endif
+
+// ---------------------------------------------------------------------------------------------------------
+// The choice.
+
+static bool supported(const MatmulKernels *k) {
+#if defined(__x86_64__)
+    if (k == &kernels_avx2) return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+    if (k == &kernels_avx512)
+        return supported(&kernels_avx2) && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") &&
+               __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq");
+#endif
+    return k != NULL;
+}
+
+const MatmulKernels *matmul_kernels(const char *isa) {
+    static const MatmulKernels *const best_first[] = {
+#if defined(__x86_64__)
+        &kernels_avx512, &kernels_avx2,
+#endif
+        &kernels_base, &kernels_plain
+    };
+    const bool any = !isa || !strcmp(isa, "auto");
+    for (size_t i = 0; i < sizeof best_first / sizeof *best_first; i++)
+        if ((any || !strcmp(isa, best_first[i]->name)) && supported(best_first[i])) return best_first[i];
+    return NULL;
+}
+
+const char *matmul_isa(const MatmulKernels *k) { return k->name; }
+
+// ---------------------------------------------------------------------------------------------------------
+// The blocked product, in one thread.
+
+typedef struct {
+    float *out;             // (M,N), rows ldo apart
+    const float *a;         // (M,K), rows lda apart
+    const void *b;          // (N,K), or (K,N) when b_is_kn; rows ldb apart
+    const float *bias;      // (N) or NULL
+    size_t ldo, lda, ldb;
+    float scale;
+    int M, N, K;
+    int dtype;              // of b
+    bool b_is_kn;
+    const MatmulKernels *kernels;
+    float *scratch;         // for the packed blocks of all threads
+    int rows, cols;         // of out in a job
+} Product;
+
+static int min_int(int a, int b) { return a < b ? a : b; }
+static int ceil_div(int a, int b) { return (a + b - 1) / b; }
+
+static const float zeros[NC];
+
+// Packs columns j .. j+n, steps k .. k+kc of b into panels of NR columns.
+static void pack_panels(float *packed, const Product *p, int j, int n, int k, int kc) {
+    const int NR = p->kernels->NR;
+    for (int i = 0; i < n; i += NR) {
+        float *panel = packed + (size_t)i * kc;
+        const int nr = min_int(NR, n - i);
+        if (p->b_is_kn) {
+            const float *b = (const float *)p->b + k * p->ldb + j + i;
+            for (int r = 0; r < kc; r++) {
+                memcpy(panel + (size_t)r * NR, b + r * p->ldb, (size_t)nr * sizeof *b);
+                memset(panel + (size_t)r * NR + nr, 0, (size_t)(NR - nr) * sizeof *b);
+            }
+        } else {
+            const size_t size = p->dtype == DT_BF16 ? 2 : 4;
+            const char *b = (const char *)p->b + ((size_t)(j + i) * p->ldb + (size_t)k) * size;
+            p->kernels->pack(panel, b, p->ldb, nr, kc, p->dtype);
+        }
+    }
+}
+
+// Rows m0 .. m0+M, columns n0 .. n0+n of out. packed has room for n, rounded up to NR, times KC floats and then for
+// a tile of x. The steps through K are as even as possible, multiples of four and the same for every block.
+static void block(const Product *p, int m0, int M, int n0, int n, float *packed) {
+    const MatmulKernels *kern = p->kernels;
+    const int steps = p->K > 0 ? ceil_div(p->K, KC) : 1, KS = ceil_div(ceil_div(p->K, steps), 4) * 4;
+    float *x = packed + (size_t)ceil_div(n, kern->NR) * (size_t)kern->NR * KC;
+    for (int s = 0; s < steps; s++) {
+        const int k = s * KS, kc = min_int(KS, p->K - k);
+        pack_panels(packed, p, n0, n, k, kc);
+        for (int m = m0; m < m0 + M; m += kern->MR) {
+            const int mr = min_int(kern->MR, m0 + M - m);
+            for (int r = 0; r < mr; r++)
+                memcpy(x + r * XS, p->a + (size_t)(m + r) * p->lda + k, (size_t)kc * sizeof *x);
+            for (int i = 0; i < n; i += kern->NR) {
+                float *out = p->out + (size_t)m * p->ldo + n0 + i;
+                const float *base = s > 0 ? out : p->bias ? p->bias + n0 + i : zeros;
+                kern->tile(out, p->ldo, base, s > 0 ? p->ldo : 0, p->scale, x, packed + (size_t)i * kc, mr,
+                           min_int(kern->NR, n - i), kc);
+            }
+        }
+    }
+}
+
+// ---------------------------------------------------------------------------------------------------------
+// Threads: jobs are handed out one by one, so that a thread whose core is shared simply does fewer.
+
+typedef void Job(const Product *p, int job, int thread);
+
+static void run_jobs(Job *run, const Product *p, int jobs, int threads) {
+#ifdef _OPENMP
+#pragma omp parallel for schedule(dynamic, 1) num_threads(threads) if (threads > 1 && jobs > 1)
+    for (int i = 0; i < jobs; i++) run(p, i, omp_get_thread_num());
+#else
+    (void)threads;
+    for (int i = 0; i < jobs; i++) run(p, i, 0);
+#endif
+}
+
+static void block_job(const Product *p, int job, int thread) {
+    const int across = ceil_div(p->N, p->cols), m = job / across * p->rows, n = job % across * p->cols;
+    block(p, m, min_int(p->rows, p->M - m), n, min_int(p->cols, p->N - n), p->scratch + (size_t)thread * PACK_FLOATS);
+}
+
+static void rows_job(const Product *p, int job, int thread) {
+    const size_t size = p->dtype == DT_BF16 ? 2 : 4;
+    const int n = job * p->cols;
+    (void)thread;
+    p->kernels->rows(p->out + n, p->ldo, p->a, p->lda, (const char *)p->b + (size_t)n * p->ldb * size, p->ldb,
+                     p->bias ? p->bias + n : NULL, p->scale, p->M, min_int(p->cols, p->N - n), p->K, p->dtype);
+}
+
+// ---------------------------------------------------------------------------------------------------------
+// The functions of matmul.h.
+
+uint64_t matmul_scratch_bytes(int threads) { return (uint64_t)threads * PACK_FLOATS * sizeof(float); }
+
+void matmul(float *out, const float *x, const Tensor *w, const float *b, int T, const Par *par) {
+    // x (T,C), w (OC,C), b (OC) or NULL -> out (T,OC)
+    CHECK(w->dtype == DT_F32 || w->dtype == DT_BF16);
+    const int OC = w->rows, C = w->cols;
+    Product p = {out, x, w->data, b, (size_t)OC, (size_t)C, (size_t)C, 1.0f, T, OC, C, w->dtype, false, par->kernels,
+                 par->scratch, T, NC};
+    if (T <= 0 || OC <= 0) return;
+    if (T <= ROWS_MAX) {
+        // Chunks are large enough for the hardware to read ahead, and at least four a thread where there are that many.
+        const size_t row_bytes = (size_t)C * (p.dtype == DT_BF16 ? 2 : 4);
+        const size_t by_size = 4 + CHUNK_BYTES / (row_bytes + 1), by_threads = (size_t)OC / (4 * (size_t)par->threads);
+        p.cols = (int)(by_size < by_threads ? by_size : by_threads) / 4 * 4;
+        if (p.cols < 4) p.cols = 4;
+        run_jobs(rows_job, &p, ceil_div(OC, p.cols), par->threads);
+        return;
+    }
+    // Few columns and many threads: the rows are split as well, at the price of packing the weights again.
+    const int across = ceil_div(OC, NC), down = ceil_div(4 * par->threads, across);
+    if (down > 1) p.rows = ceil_div(ceil_div(T, down), 4 * p.kernels->MR) * 4 * p.kernels->MR;
+    run_jobs(block_job, &p, across * ceil_div(T, p.rows), par->threads);
+}
+
+void gemm_nt(float *out, int ldo, const float *a, int lda, const float *b, int ldb, float scale, int M, int N, int K,
+             const Par *par) {
+    // a (M,K), b (N,K) -> out (M,N) = scale * a b^T
+    if (M <= 0 || N <= 0) return;
+    if (M <= ROWS_MAX) {
+        par->kernels->rows(out, (size_t)ldo, a, (size_t)lda, b, (size_t)ldb, NULL, scale, M, N, K, DT_F32);
+        return;
+    }
+    const Product p = {out, a, b, NULL, (size_t)ldo, (size_t)lda, (size_t)ldb, scale, M, N, K, DT_F32, false,
+                       par->kernels, NULL, 0, 0};
+    float packed[NC_STACK * KC + MR_MAX * XS] __attribute__((aligned(64)));
+    for (int n = 0; n < N; n += NC_STACK) block(&p, 0, M, n, min_int(NC_STACK, N - n), packed);
+}
+
+void gemm_nn(float *out, int ldo, const float *a, int lda, const float *b, int ldb, int M, int N, int K,
+             const Par *par) {
+    // a (M,K), b (K,N) -> out (M,N)
+    if (M <= 0 || N <= 0) return;
+    const Product p = {out, a, b, NULL, (size_t)ldo, (size_t)lda, (size_t)ldb, 1.0f, M, N, K, DT_F32, true,
+                       par->kernels, NULL, 0, 0};
+    float packed[NC_STACK * KC + MR_MAX * XS] __attribute__((aligned(64)));
+    for (int n = 0; n < N; n += NC_STACK) block(&p, 0, M, n, min_int(NC_STACK, N - n), packed);
+}
+
+float dot(const float *a, const float *b, int n, const Par *par) { return par->kernels->dot(a, b, n); }
+
+void axpy(float *y, float s, const float *x, int n, const Par *par) { par->kernels->axpy(y, s, x, n); }
+
+void tensor_row(float *out, const Tensor *w, int r) {
+    // w (rows,C), 0 <= r < rows -> out (C)
+    CHECK(w->dtype == DT_F32 || w->dtype == DT_BF16);
+    for (int c = 0; c < w->cols; c++) out[c] = weight(w->data, (size_t)r * (size_t)w->cols + (size_t)c, w->dtype);
+}

@@ -1,0 +1,176 @@
+// matmul_kernels.h: the inner loops of matmul.c, written once and compiled for each instruction set.
+//
+// matmul.c includes this file several times after defining
+//   NAME(f)   adds the suffix of the instruction set to a function's name
+//   TARGET    the attribute that switches the instruction set on for one function
+//   VW        floats in a vector
+//   MR        rows of a tile (its width is two vectors)
+//   FMA(a,b,c), WIDEN(p)   a * b + c on vectors; VW bf16 numbers at p as f32
+//
+// In order: vector types and loads; tile(), the heart of the large products; rows(), for a few rows of x against a
+// stream of weights; pack(), which turns weights on their side for tile(); dot() and axpy(). matmul.c draws the
+// layouts and says when each is used, and holds the same functions in plain C.
+// Not here: threads, blocking, the choice of an instruction set.
+
+typedef float NAME(v) __attribute__((vector_size(4 * VW), aligned(4), may_alias));    // aligned like a float
+#define V NAME(v)
+#define INLINE static inline __attribute__((always_inline)) TARGET
+
+INLINE V NAME(load)(const float *p) { return *(const V *)p; }
+INLINE V NAME(splat)(float s) { return s - (V){0}; }
+
+// The sum of a vector's elements, always in the same order.
+INLINE float NAME(sum)(V v) {
+    float a[VW];
+    *(V *)a = v;
+    for (int w = VW / 2; w > 0; w /= 2)
+        for (int i = 0; i < w; i++) a[i] += a[i + w];
+    return a[0];
+}
+
+// ---------------------------------------------------------------------------------------------------------
+// x (mr,K) with rows XS apart, w (K,2*VW) packed -> out (mr,n) = base + scale * x w. All mr x 2 sums stay in
+// registers; each is a chain of K multiply-adds in order, whatever mr is.
+
+INLINE void NAME(tile_mr)(float *out, size_t ldo, const float *base, size_t ldbase, float scale,
+                          const float *x, const float *w, int mr, int n, int K) {
+    V acc[MR][2];
+#pragma GCC unroll 16
+    for (int r = 0; r < mr; r++) acc[r][0] = acc[r][1] = NAME(splat)(0);
+    for (int k = 0; k < K; k++) {
+        V w0 = NAME(load)(w + (size_t)k * 2 * VW), w1 = NAME(load)(w + (size_t)k * 2 * VW + VW);
+#pragma GCC unroll 16
+        for (int r = 0; r < mr; r++) {
+            V xr = NAME(splat)(x[r * XS + k]);
+            acc[r][0] = FMA(xr, w0, acc[r][0]);
+            acc[r][1] = FMA(xr, w1, acc[r][1]);
+        }
+    }
+    float tile[MR][2 * VW];
+#pragma GCC unroll 16
+    for (int r = 0; r < mr; r++) {
+        *(V *)tile[r] = acc[r][0];
+        *(V *)(tile[r] + VW) = acc[r][1];
+    }
+    for (int r = 0; r < mr; r++)
+        for (int j = 0; j < n; j++) out[r * ldo + j] = base[r * ldbase + j] + scale * tile[r][j];
+}
+
+static TARGET void NAME(tile)(float *out, size_t ldo, const float *base, size_t ldbase, float scale,
+                              const float *x, const float *w, int mr, int n, int K) {
+#define CASE(m) case m: if (m <= MR) NAME(tile_mr)(out, ldo, base, ldbase, scale, x, w, m <= MR ? m : 1, n, K); break;
+    switch (mr) {
+        CASE(1) CASE(2) CASE(3) CASE(4) CASE(5) CASE(6) CASE(7) CASE(8) CASE(9) CASE(10) CASE(11) CASE(12) CASE(13)
+        CASE(14)
+    }
+#undef CASE
+}
+
+// ---------------------------------------------------------------------------------------------------------
+// x (T,C), w (n,C) -> out (T,n) = bias + scale * x w^T for T <= ROWS_MAX. Each weight is read once and used for all T.
+// Every sum goes over C in steps of a vector, then over the vector: the same order for any T and n.
+
+INLINE V NAME(load_w)(const void *w, size_t i, int dtype) {
+    return dtype == DT_BF16 ? WIDEN((const uint16_t *)w + i) : NAME(load)((const float *)w + i);
+}
+
+INLINE void NAME(rows_rw)(float *out, size_t ldo, const float *x, size_t ldx, const void *w, size_t ldw,
+                          const float *bias, float scale, int T, int rw, int C, int dtype) {
+    V acc[4][ROWS_MAX], wv[4];
+#pragma GCC unroll 16
+    for (int t = 0; t < T; t++)
+#pragma GCC unroll 16
+        for (int r = 0; r < rw; r++) acc[r][t] = NAME(splat)(0);
+    int c = 0;
+    for (; c + VW <= C; c += VW) {
+#pragma GCC unroll 16
+        for (int r = 0; r < rw; r++) wv[r] = NAME(load_w)(w, r * ldw + c, dtype);
+#pragma GCC unroll 16
+        for (int t = 0; t < T; t++) {
+            V xt = NAME(load)(x + t * ldx + c);
+#pragma GCC unroll 16
+            for (int r = 0; r < rw; r++) acc[r][t] = FMA(wv[r], xt, acc[r][t]);
+        }
+    }
+    for (int t = 0; t < T; t++)
+        for (int r = 0; r < rw; r++) {
+            float s = NAME(sum)(acc[r][t]);
+            for (int i = c; i < C; i++) s += x[t * ldx + i] * weight(w, r * ldw + i, dtype);
+            out[t * ldo + r] = (bias ? bias[r] : 0) + scale * s;
+        }
+}
+
+INLINE void NAME(rows_t)(float *out, size_t ldo, const float *x, size_t ldx, const void *w, size_t ldw,
+                         const float *bias, float scale, int T, int n, int C, int dtype) {
+    const int rw = VW == 16 ? (T <= 6 ? 4 : 2) : T <= 2 ? 4 : T <= 6 ? 2 : 1;   // rw * (T + 1) + 1 registers
+    const size_t size = dtype == DT_BF16 ? 2 : 4;
+    int j = 0;
+    for (; j + rw <= n; j += rw)
+        NAME(rows_rw)(out + j, ldo, x, ldx, (const char *)w + j * ldw * size, ldw, bias ? bias + j : NULL, scale,
+                      T, rw, C, dtype);
+    for (; j < n; j++)
+        NAME(rows_rw)(out + j, ldo, x, ldx, (const char *)w + j * ldw * size, ldw, bias ? bias + j : NULL, scale,
+                      T, 1, C, dtype);
+}
+
+static TARGET void NAME(rows)(float *out, size_t ldo, const float *x, size_t ldx, const void *w, size_t ldw,
+                              const float *bias, float scale, int T, int n, int C, int dtype) {
+#define CASE(t) \
+    case 2 * t: NAME(rows_t)(out, ldo, x, ldx, w, ldw, bias, scale, t, n, C, DT_F32); break; \
+    case 2 * t + 1: NAME(rows_t)(out, ldo, x, ldx, w, ldw, bias, scale, t, n, C, DT_BF16); break;
+    switch (2 * T + (dtype == DT_BF16)) { CASE(1) CASE(2) CASE(3) CASE(4) CASE(5) CASE(6) CASE(7) CASE(8) }
+#undef CASE
+}
+
+// ---------------------------------------------------------------------------------------------------------
+// w (n,K) with rows ldw apart -> out (K,2*VW), columns n and up zero: squares of 4 x 4 are turned in registers.
+
+static TARGET void NAME(pack)(float *out, const void *w, size_t ldw, int n, int K, int dtype) {
+    const int N = 2 * VW;
+    int j = 0;
+    for (; j + 4 <= n; j += 4) {
+        int k = 0;
+        for (; k + 4 <= K; k += 4) {
+            float4 a = load4(w, j * ldw + k, dtype),       b = load4(w, (j + 1) * ldw + k, dtype);
+            float4 c = load4(w, (j + 2) * ldw + k, dtype), d = load4(w, (j + 3) * ldw + k, dtype);
+            float4 ab = SHUFFLE(a, b, 0, 4, 1, 5), cd = SHUFFLE(c, d, 0, 4, 1, 5);     // a0 b0 a1 b1, c0 d0 c1 d1
+            float4 AB = SHUFFLE(a, b, 2, 6, 3, 7), CD = SHUFFLE(c, d, 2, 6, 3, 7);     // a2 b2 a3 b3, c2 d2 c3 d3
+            float *o = out + (size_t)k * N + j;
+            *(float4 *)o = SHUFFLE(ab, cd, 0, 1, 4, 5);
+            *(float4 *)(o + N) = SHUFFLE(ab, cd, 2, 3, 6, 7);
+            *(float4 *)(o + 2 * N) = SHUFFLE(AB, CD, 0, 1, 4, 5);
+            *(float4 *)(o + 3 * N) = SHUFFLE(AB, CD, 2, 3, 6, 7);
+        }
+        for (; k < K; k++)
+            for (int i = j; i < j + 4; i++) out[(size_t)k * N + i] = weight(w, i * ldw + k, dtype);
+    }
+    for (; j < N; j++)
+        for (int k = 0; k < K; k++) out[(size_t)k * N + j] = j < n ? weight(w, j * ldw + k, dtype) : 0;
+}
+
+static TARGET float NAME(dot)(const float *a, const float *b, int n) {
+    V s = NAME(splat)(0);
+    int i = 0;
+    for (; i + VW <= n; i += VW) s = FMA(NAME(load)(a + i), NAME(load)(b + i), s);
+    float sum = NAME(sum)(s);
+    for (; i < n; i++) sum += a[i] * b[i];
+    return sum;
+}
+
+static TARGET void NAME(axpy)(float *y, float s, const float *x, int n) {
+    for (int i = 0; i < n; i++) y[i] += s * x[i];
+}
+
+static const MatmulKernels NAME(kernels) = {
+    NAME_TEXT, MR, 2 * VW, NAME(tile), NAME(rows), NAME(pack), NAME(dot), NAME(axpy)
+};
+
+#undef V
+#undef INLINE
+#undef NAME
+#undef NAME_TEXT
+#undef TARGET
+#undef VW
+#undef MR
+#undef FMA
+#undef WIDEN

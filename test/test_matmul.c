@@ -1,0 +1,332 @@
+// test/test_matmul.c: every inner loop of matmul.c that this processor has, against sums in double.
+//
+// In order: memory that ends at an unreadable page, the checks, matmul over many shapes, gemm_nt, gemm_nn, dot, axpy and
+// tensor_row, NaN and empty inputs, and a control that shows that the bound can fail.
+//
+// Bound, for every element: |got - want| <= (C + 3) * 2^-24 * (|bias| + sum_c |x_c w_c|). It holds for any order of
+// summation in f32. Measured for C >= 64 on the shapes below: worst element 0.009 of it with few rows (each vector lane
+// has its own sum), 0.035 with many (one chain of up to 256); up to 0.33 for tiny C. The program prints what it finds.
+#include "../matmul.h"
+#include "check.h"
+
+#include <stdlib.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+enum { TMAX = 257, CMAX = 1409, OCMAX = 301, THREADS = 3 };
+static const char *const isas[] = {"plain", "sse2", "generic", "avx2", "avx512"};
+
+// n bytes that end where an unreadable page begins: reading one element too many stops the program.
+static void *guarded(size_t n) {
+    const size_t page = (size_t)sysconf(_SC_PAGESIZE), body = (n + page - 1) / page * page;
+    char *p = mmap(NULL, body + page, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (p == MAP_FAILED || mprotect(p + body, page, PROT_NONE)) { perror("mmap"); exit(1); }
+    return p + body - n;
+}
+
+static void unguard(void *p, size_t n) {
+    const size_t page = (size_t)sysconf(_SC_PAGESIZE), body = (n + page - 1) / page * page;
+    munmap((char *)p + n - body, body + page);
+}
+
+// Uniform in [-1, 1), a function of the index alone.
+static float noise(uint64_t i) {
+    i = (i + 1) * 0x9E3779B97F4A7C15u;
+    i ^= i >> 31;
+    i *= 0xBF58476D1CE4E5B9u;
+    i ^= i >> 29;
+    return (float)(int32_t)(uint32_t)i * 0x1p-31f;
+}
+
+static uint16_t to_bf16(float f) {
+    uint32_t u;
+    memcpy(&u, &f, sizeof u);
+    return (uint16_t)(u >> 16);     // cut off: any bf16 will do
+}
+
+static float from_bf16(uint16_t h) {
+    uint32_t u = (uint32_t)h << 16;
+    float f;
+    memcpy(&f, &u, sizeof f);
+    return f;
+}
+
+static float nan_bits(void) {
+    uint32_t u = 0x7FC00123u;
+    float f;
+    memcpy(&f, &u, sizeof f);
+    return f;
+}
+
+typedef struct { double want, size; } Ref;    // the product, and the sum of absolute values
+
+static const float canary = 12345.678f;
+
+// The largest |got - want| in units of the bound, over an (M,N) matrix; infinite when an element is not finite.
+static double excess(const float *got, size_t ld, const Ref *ref, size_t ldref, int M, int N, int C) {
+    double worst = 0;
+    for (int m = 0; m < M; m++)
+        for (int n = 0; n < N; n++) {
+            const Ref *r = ref + (size_t)m * ldref + n;
+            const float g = got[(size_t)m * ld + n];
+            if (not_finite(g)) return INFINITY;
+            const double e = fabs(g - r->want), b = (C + 3) * 0x1p-24 * r->size;
+            if (e > 0 && e / b > worst) worst = e / b;
+        }
+    return worst;
+}
+
+// True when everything outside of the (M,N) matrix inside out (total floats, starting at `at`) is still the canary.
+static bool untouched(const float *out, size_t total, size_t at, size_t ld, int M, int N) {
+    for (size_t i = 0; i < total; i++) {
+        const bool inside = i >= at && (i - at) / ld < (size_t)M && (i - at) % ld < (size_t)N;
+        if (!inside && memcmp(out + i, &canary, sizeof canary)) return false;
+    }
+    return true;
+}
+
+static void fill(float *p, size_t n, float v) { for (size_t i = 0; i < n; i++) p[i] = v; }
+
+typedef struct { Tally t; double worst_few, worst_many, worst_tiny; float *scratch[THREADS + 1]; } State;
+
+static Par par_of(State *s, const MatmulKernels *k, int threads) {
+    fill(s->scratch[threads], matmul_scratch_bytes(threads) / sizeof(float), nan_bits());
+    return (Par){threads, k, s->scratch[threads]};
+}
+
+// ---------------------------------------------------------------------------------------------------------
+
+// All T of one weight (OC,C), with and without a bias, on 1 to 3 threads.
+static void check_matmul(State *s, const MatmulKernels *k, int C, int OC, int dtype, bool with_bias) {
+    static const int Ts[] = {1, 2, 3, 4, 5, 6, 7, 8, 9, 14, 17, 100, TMAX};
+    const size_t nx = (size_t)TMAX * C, nw = (size_t)OC * C, nout = (size_t)TMAX * OC + 32;
+    const size_t wsize = dtype == DT_BF16 ? 2 : 4;
+    float *x = guarded(nx * 4), *b = guarded((size_t)OC * 4);
+    void *w = guarded(nw * wsize);
+    Ref *ref = malloc((size_t)TMAX * OC * sizeof *ref);
+    float *out = malloc(nout * 4), *one = malloc((size_t)TMAX * OC * 4), *eight = malloc((size_t)8 * OC * 4);
+    for (size_t i = 0; i < nw; i++)
+        if (dtype == DT_BF16) ((uint16_t *)w)[i] = to_bf16(noise(i));
+        else ((float *)w)[i] = noise(i);
+    for (size_t i = 0; i < nx; i++) x[i] = noise(i + 77777777);
+    for (int i = 0; i < OC; i++) b[i] = noise((uint64_t)i + 5555);
+    for (int t = 0; t < TMAX; t++)
+        for (int o = 0; o < OC; o++) {
+            double sum = with_bias ? b[o] : 0, size = fabs(sum);
+            for (int c = 0; c < C; c++) {
+                const size_t i = (size_t)o * C + c;
+                const double p = (double)x[(size_t)t * C + c] *
+                                 (dtype == DT_BF16 ? from_bf16(((uint16_t *)w)[i]) : ((float *)w)[i]);
+                sum += p;
+                size += fabs(p);
+            }
+            ref[(size_t)t * OC + o] = (Ref){sum, size};
+        }
+    const Tensor tensor = {w, NULL, dtype, OC, C};
+    for (size_t i = 0; i < sizeof Ts / sizeof *Ts; i++) {
+        const int T = Ts[i];
+        float *xt = x + nx - (size_t)T * C;     // the last T rows, so that the guard is right behind them
+        const Ref *want = ref + (size_t)(TMAX - T) * OC;
+        for (int threads = 1; threads <= THREADS; threads++) {
+            const Par par = par_of(s, k, threads);
+            fill(out, nout, canary);
+            matmul(out + 16, xt, &tensor, with_bias ? b : NULL, T, &par);
+            const double e = excess(out + 16, OC, want, OC, T, OC, C);
+            double *worst = C < 64 ? &s->worst_tiny : T <= 8 ? &s->worst_few : &s->worst_many;
+            if (e > *worst) *worst = e;
+            EXPECT(&s->t, e <= 1, "%s C=%d OC=%d T=%d dtype=%d threads=%d: %.3g of the bound", matmul_isa(k), C, OC, T,
+                   dtype, threads, e);
+            EXPECT(&s->t, untouched(out, nout, 16, OC, T, OC), "%s C=%d OC=%d T=%d: wrote outside", matmul_isa(k), C, OC,
+                   T);
+            if (threads == 1) memcpy(one, out + 16, (size_t)T * OC * 4);
+            EXPECT(&s->t, !memcmp(one, out + 16, (size_t)T * OC * 4), "%s C=%d OC=%d T=%d: %d threads differ from one",
+                   matmul_isa(k), C, OC, T, threads);
+        }
+        // The last row is the same for all T on each side of the border.
+        if (T == 1 || T == 9) memcpy(eight, one + (size_t)(T - 1) * OC, (size_t)OC * 4);
+        EXPECT(&s->t, !memcmp(eight, one + (size_t)(T - 1) * OC, (size_t)OC * 4), "%s C=%d OC=%d: T=%d changes a row",
+               matmul_isa(k), C, OC, T);
+    }
+    unguard(x, nx * 4), unguard(b, (size_t)OC * 4), unguard(w, nw * wsize);
+    free(ref), free(out), free(one), free(eight);
+}
+
+// The small products, with rows further apart than they are long.
+static void check_gemm(State *s, const MatmulKernels *k, bool nt, int M, int N, int K) {
+    const int lda = K + 3, ldb = (nt ? K : N) + 5, ldo = N + 2;
+    const float scale = nt ? 0.125f * 1.1f : 1.0f;
+    const size_t na = (size_t)(M - 1) * lda + K, nb = (size_t)((nt ? N : K) - 1) * ldb + (nt ? K : N);
+    const size_t nout = (size_t)M * ldo + 40;
+    float *a = guarded(na * 4), *b = guarded(nb * 4), *out = malloc(nout * 4);
+    Ref *ref = malloc((size_t)M * N * sizeof *ref);
+    for (size_t i = 0; i < na; i++) a[i] = noise(i);
+    for (size_t i = 0; i < nb; i++) b[i] = noise(i + 999999);
+    for (int m = 0; m < M; m++)
+        for (int n = 0; n < N; n++) {
+            Ref r = {0};
+            for (int i = 0; i < K; i++) {
+                const double p = (double)a[(size_t)m * lda + i] * b[nt ? (size_t)n * ldb + i : (size_t)i * ldb + n];
+                r.want += scale * p;
+                r.size += fabs(scale * p);
+            }
+            ref[(size_t)m * N + n] = r;
+        }
+    const Par par = {1, k, NULL};     // they take no scratch
+    fill(out, nout, canary);
+    if (nt) gemm_nt(out + 20, ldo, a, lda, b, ldb, scale, M, N, K, &par);
+    else gemm_nn(out + 20, ldo, a, lda, b, ldb, M, N, K, &par);
+    const double e = excess(out + 20, ldo, ref, N, M, N, K);
+    EXPECT(&s->t, e <= 1, "%s gemm_%s M=%d N=%d K=%d: %.3g of the bound", matmul_isa(k), nt ? "nt" : "nn", M, N, K, e);
+    EXPECT(&s->t, untouched(out, nout, 20, ldo, M, N), "%s gemm_%s M=%d N=%d K=%d: wrote outside", matmul_isa(k),
+           nt ? "nt" : "nn", M, N, K);
+    unguard(a, na * 4), unguard(b, nb * 4);
+    free(out), free(ref);
+}
+
+static void check_vectors(State *s, const MatmulKernels *k) {
+    const Par par = {1, k, NULL};
+    for (int n = 0; n <= 100; n++) {
+        float *a = guarded((size_t)n * 4 + 4) , *b = guarded((size_t)n * 4 + 4);
+        a++, b++;                     // n = 0 leaves nothing that may be read
+        Ref r = {0};
+        for (int i = 0; i < n; i++) {
+            a[i] = noise((uint64_t)i), b[i] = noise((uint64_t)i + 500);
+            r.want += (double)a[i] * b[i];
+            r.size += fabs((double)a[i] * b[i]);
+        }
+        const float got = dot(a, b, n, &par);
+        EXPECT(&s->t, excess(&got, 1, &r, 1, 1, 1, n) <= 1, "%s dot of %d", matmul_isa(k), n);
+        bool same = true;
+        axpy(b, 0.7f, a, n, &par);
+        for (int i = 0; i < n; i++) same &= fabs(b[i] - (noise((uint64_t)i + 500) + 0.7 * (double)a[i])) <= 0x1p-22;
+        EXPECT(&s->t, same && b[-1] == 0, "%s axpy of %d", matmul_isa(k), n);
+        unguard(a - 1, (size_t)n * 4 + 4), unguard(b - 1, (size_t)n * 4 + 4);
+    }
+}
+
+// One NaN in x makes its row NaN and no other; one in w makes its column NaN. Empty products write nothing or the bias.
+static void check_edges(State *s, const MatmulKernels *k) {
+    enum { T = 20, C = 70, OC = 37 };
+    static float x[T * C], w[OC * C], b[OC], out[T * OC];
+    for (int i = 0; i < T * C; i++) x[i] = noise((uint64_t)i);
+    for (int i = 0; i < OC * C; i++) w[i] = noise((uint64_t)i);
+    for (int i = 0; i < OC; i++) b[i] = (float)i;
+    const Tensor tensor = {w, NULL, DT_F32, OC, C}, empty = {w, NULL, DT_F32, OC, 0}, none = {w, NULL, DT_F32, 0, C};
+    const Par par = par_of(s, k, 2);
+    for (int rows = 5; rows <= T; rows += T - 5)
+        for (int c = 0; c < C; c += C - 1) {
+            const float keep_x = x[3 * C + c], keep_w = w[36 * C + c];
+            x[3 * C + c] = w[36 * C + c] = nan_bits();
+            matmul(out, x, &tensor, NULL, rows, &par);
+            int wrong = 0;
+            for (int i = 0; i < rows * OC; i++) wrong += not_finite(out[i]) != (i / OC == 3 || i % OC == 36);
+            EXPECT(&s->t, wrong == 0, "%s T=%d: NaN in column %d reached %d wrong elements", matmul_isa(k), rows, c,
+                   wrong);
+            x[3 * C + c] = keep_x, w[36 * C + c] = keep_w;
+        }
+    for (int rows = 5; rows <= T; rows += T - 5) {
+        int wrong = 0;
+        matmul(out, x, &empty, b, rows, &par);
+        for (int i = 0; i < rows * OC; i++) wrong += out[i] != b[i % OC];
+        EXPECT(&s->t, wrong == 0, "%s T=%d C=0 is not the bias", matmul_isa(k), rows);
+        fill(out, T * OC, canary);
+        matmul(out, x, &none, b, rows, &par);
+        matmul(out, x, &tensor, b, 0, &par);
+        gemm_nt(out, OC, x, C, w, C, 1, 0, OC, C, &par), gemm_nt(out, OC, x, C, w, C, 1, rows, 0, C, &par);
+        gemm_nn(out, OC, x, C, w, C, 0, OC, C, &par), gemm_nn(out, OC, x, C, w, C, rows, 0, C, &par);
+        EXPECT(&s->t, untouched(out, T * OC, 0, OC, 0, 0), "%s: an empty product wrote something", matmul_isa(k));
+        gemm_nn(out, OC, x, C, w, C, rows, OC, 0, &par);
+        wrong = 0;
+        for (int i = 0; i < rows * OC; i++) wrong += out[i] != 0;
+        EXPECT(&s->t, wrong == 0, "%s M=%d K=0 is not zero", matmul_isa(k), rows);
+    }
+}
+
+static void check_tensor_row(State *s) {
+    float w[3 * 7], out[9];
+    uint16_t h[3 * 7];
+    for (int i = 0; i < 21; i++) w[i] = noise((uint64_t)i), h[i] = to_bf16(w[i]);
+    h[8] = 0x7F80, h[9] = 0x8000, h[10] = 0x0001;      // infinity, -0, the smallest subnormal
+    const Tensor f32 = {w, NULL, DT_F32, 3, 7}, bf16 = {h, NULL, DT_BF16, 3, 7};
+    for (int r = 0; r < 3; r++) {
+        fill(out, 9, canary);
+        tensor_row(out + 1, &f32, r);
+        EXPECT(&s->t, !memcmp(out + 1, w + r * 7, 7 * 4) && untouched(out, 9, 1, 7, 1, 7), "f32 row %d", r);
+        fill(out, 9, canary);
+        tensor_row(out + 1, &bf16, r);
+        bool same = untouched(out, 9, 1, 7, 1, 7);
+        for (int c = 0; c < 7; c++) {
+            const float want = from_bf16(h[r * 7 + c]);
+            same &= !memcmp(out + 1 + c, &want, 4);
+        }
+        EXPECT(&s->t, same, "bf16 row %d", r);
+    }
+}
+
+// The bound must notice a product that leaves out the last column of w, or works on bf16-rounded x.
+static void check_control(State *s, const MatmulKernels *k) {
+    enum { T = 12, C = 301, OC = 40 };
+    static float x[T * C], w[OC * C], rounded[T * C], shortened[T * C], out[T * OC];
+    static Ref ref[T * OC];
+    for (int i = 0; i < T * C; i++) {
+        x[i] = noise((uint64_t)i);
+        rounded[i] = from_bf16(to_bf16(x[i]));
+        shortened[i] = i % C == C - 1 ? 0 : x[i];
+    }
+    for (int i = 0; i < OC * C; i++) w[i] = noise((uint64_t)i);
+    memset(ref, 0, sizeof ref);
+    for (int i = 0; i < T * OC; i++)
+        for (int c = 0; c < C; c++) {
+            const double p = (double)x[i / OC * C + c] * w[i % OC * C + c];
+            ref[i].want += p;
+            ref[i].size += fabs(p);
+        }
+    const Tensor tensor = {w, NULL, DT_F32, OC, C};
+    const Par par = par_of(s, k, 2);
+    for (int rows = 4; rows <= T; rows += T - 4) {
+        const float *const inputs[] = {x, rounded, shortened};
+        for (int i = 0; i < 3; i++) {
+            matmul(out, inputs[i], &tensor, NULL, rows, &par);
+            EXPECT(&s->t, (excess(out, OC, ref, OC, rows, OC, C) <= 1) == (i == 0), "%s control T=%d input %d",
+                   matmul_isa(k), rows, i);
+        }
+    }
+}
+
+int main(void) {
+    static State s;
+    static const int shapes[][2] = {   // C, OC
+        {1, 1}, {1, 3}, {7, 1}, {7, 3}, {7, 40}, {16, 16}, {88, 31}, {88, 129}, {257, 64}, {600, 3}, {CMAX, 1}, {CMAX, 3},
+        {CMAX, 35}, {512, OCMAX}
+    };
+    for (int t = 1; t <= THREADS; t++) {
+        // aligned as matmul.h asks, and ending at the guard: the size is a multiple of 64
+        EXPECT(&s.t, matmul_scratch_bytes(t) % 64 == 0, "scratch of %d threads", t);
+        s.scratch[t] = guarded(matmul_scratch_bytes(t));
+    }
+    EXPECT(&s.t, matmul_kernels("no such") == NULL, "an unknown name was taken");
+    EXPECT(&s.t, matmul_kernels("auto") == matmul_kernels(NULL) && matmul_kernels(NULL), "no default");
+    for (size_t i = 0; i < sizeof isas / sizeof *isas; i++) {
+        const MatmulKernels *k = matmul_kernels(isas[i]);
+        if (!k) { SKIP(&s.t, "%s: not on this processor", isas[i]); continue; }
+        s.worst_few = s.worst_many = s.worst_tiny = 0;
+        for (size_t j = 0; j < sizeof shapes / sizeof *shapes; j++)
+            for (int dtype = DT_F32; dtype <= DT_BF16; dtype++)
+                check_matmul(&s, k, shapes[j][0], shapes[j][1], dtype, (j + (size_t)dtype) % 2);
+        static const int sizes[] = {1, 2, 8, 9, 33, 88, 257};
+        for (int m = 0; m < 7; m++)
+            for (int n = 0; n < 7; n++)
+                for (int q = 0; q < 7; q++)
+                    for (int nt = 0; nt < 2; nt++)
+                        if (sizes[m] * sizes[n] * sizes[q] < 1000000)
+                            check_gemm(&s, k, nt, sizes[m], sizes[n], sizes[q]);
+        check_gemm(&s, k, true, 20, 120, 300), check_gemm(&s, k, false, 20, 120, 677);
+        check_vectors(&s, k);
+        check_edges(&s, k);
+        check_control(&s, k);
+        fprintf(stderr, "%s: worst element %.3f of the bound for T <= 8, %.3f above, %.3f for C < 64\n", isas[i],
+                s.worst_few, s.worst_many, s.worst_tiny);
+    }
+    check_tensor_row(&s);
+    return tally_close(&s.t);
+}
