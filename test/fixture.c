@@ -27,8 +27,8 @@ Config fixture_config(int family) {
         .XQ = 2, .Q = 3, .DL = 6, .HL = 3, .AL = 2, .FL = 7, .LE = 0, .LD = 1, .V = 37, .positions = 20,
         .act = ACT_RELU, .buckets = 0, .max_distance = 0, .tied = 1, .image_token = 36, .bos = 2, .eos = 5, .pad = 1,
         .start = -1, .beams = 5, .max_new = 30, .min_new = 0, .top_k = 50, .eps_vit = 1e-6f, .eps_post = 1e-5f,
-        .eps_qformer = 1e-12f, .eps_lm = 1e-5f, .logit_scale = 1, .mean_r = 0.5f, .mean_g = 0.4f, .mean_b = 0.3f, .std_r = 0.3f,
-        .std_g = 0.2f, .std_b = 0.1f, .length_penalty = 1, .repeat_penalty = 1, .top_p = 0.9f, .temp = 1,
+        .eps_qformer = 1e-12f, .eps_lm = 1e-5f, .logit_scale = 1, .mean_r = 0.5f, .mean_g = 0.4f, .mean_b = 0.3f,
+        .std_r = 0.3f, .std_g = 0.2f, .std_b = 0.1f, .length_penalty = 1, .repeat_penalty = 1, .top_p = 0.9f, .temp = 1,
         .type = "tiny_test", .prompt = "a photo of",
     };
     if (family == T5) {
