@@ -50,7 +50,13 @@ static void complain(const char *text) { fprintf(stderr, "blip2: %s\n", text); }
 // Settings: what was not given comes from the weight file.
 
 static int given(int value, int otherwise) { return value == UNSET ? otherwise : value; }
-static float given_real(double value, float otherwise) { return isnan(value) ? otherwise : (float)value; }
+
+// A default of 0.9 in the file is the f32 next to it; seven digits give the decimal number back that was meant.
+static double given_real(double value, float otherwise) {
+    char digits[32];
+    snprintf(digits, sizeof digits, "%.7g", otherwise);
+    return isnan(value) ? strtod(digits, NULL) : value;
+}
 
 // The processors that this process may run on, less if its control group has a smaller share.
 static int default_threads(void) {
@@ -172,7 +178,9 @@ static int print_answers(const Program *p, const char *image, const char *prompt
     for (int i = 0; i < p->how.captions && !bad; i++) {
         const Hypothesis h = p->backend->result(p->device, 0, i);
         Text decoded = {0};
-        bad = tokenizer_decode(&decoded, p->tokenizer, h.tokens, h.n, e);
+        bad = h.broken ? fail(e, "the model's output is not finite; hint: --verify tells whether %s is damaged",
+                              p->o.model)
+                       : tokenizer_decode(&decoded, p->tokenizer, h.tokens, h.n, e);
         const char *text = decoded.data ? decoded.data : "";
         size_t len = decoded.len;
         strip(&text, &len);
@@ -390,7 +398,7 @@ static int open_device(Program *p, const Limits *lim, Err *e) {
                 p->model.file_bytes / 1e6, (have - need) / 1e6);
     p->device = p->backend->open(&p->model, lim, e);
     p->pixels = malloc((size_t)p->model.config.S * p->model.config.S * 3);
-    if (p->device && !p->pixels) return fail(e, "not enough memory for an image of %d pixels a side", p->model.config.S);
+    if (p->device && !p->pixels) return fail(e, "no memory for an image of %d pixels a side", p->model.config.S);
     return p->device ? 0 : -1;
 }
 
