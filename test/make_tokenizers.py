@@ -169,12 +169,15 @@ def unigram():
 TEXTS = ["", " ", "\n", "\t", "  ", " a", "a ", "a photo of", "a photo of ", "  a  photo\tof\n\na cat ", "it's", "IT'S",
          "don't we'll they're I've I'd I'm 's", "'", "''s", " 's", "x\n\n  y", "x \u00a0 y", "x\u3000y", "</s> hi",
          "</s>", "<pad><pad>", "<s>hi<unk>", "a</s>  b", "<extra_id_3>", " <extra_id_0> x <extra_id_99>", "<<extra_id_1>>",
-         "e\u0301", "e\u0301\u0301", "e\u0301\u0301\u0301", "a\u0302\u0301", "\u0340a", "a\u0340", "\ufb01nest",
+         "e\u0301", "e\u0301\u0301", "e\u0301\u0301\u0301", "e\u0301\u20d0", "a\u0302\u0301", "\u0340a", "a\u0340", "\ufb01nest",
          "\ufb01\u0301x", "\u2460\u00b2\u00bd", "\uff21\uff41\uff01", "\U0001d400", "na\u00efve caf\u00e9",
          "\u65e5\u672c\u8a9e test", "\u1100\u1161\u11a8", "\U0001f469\u200d\U0001f469\u200d\U0001f467 ok",
          "\U0001f1e9\U0001f1ea\U0001f1eb", "\r\n", "\x01\x1f\x7f", "a\x00b", "\u2581", "\u2581a", "a\u2581\u2581b",
          "\u0627\u0644\u0639\u0631\u0628\u064a\u0629 1\u0662\u06633", "x" * 300, "1234567890" * 9, "!?!?.,;" * 7,
-         "the shirt is to the left of the door", "Question: {} Short answer:", "\u00ad\u2026\u201cq\u201d", "\ufeffa"]
+         "the shirt is to the left of the door", "Question: {} Short answer:", "\u00ad\u2026\u201cq\u201d", "\ufeffa",
+         # what clean_up_tokenization looks for; U+2581 makes a second space
+         "a . b ? c ! d , e ' f n't g 'm h 's i 've j 're k", "a ' ' b ' c ' ' ' d", "a\u2581 .\u2581\u2581 ' s n' n 'v 'r",
+         " .", "a '", " n'", "I \u2581've , \u2581n't", "' ' 've ' 're' n't n 't"]
 
 
 def section(name, folder, family, reference):
