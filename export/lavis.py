@@ -1,0 +1,1 @@
+def open_checkpoint(*a): raise NotImplementedError
