@@ -4,6 +4,7 @@
 # objects and programs, tests, parity with PyTorch, demo, the rest.
 
 .PHONY: all deps test parity demo list install clean help FORCE
+.SECONDARY:
 
 ifneq ($(filter deps,$(MAKECMDGOALS)),)
 # `make deps demo`: the goals behind deps are made by a second make, which starts when the installation is done, so
