@@ -146,25 +146,29 @@ typedef struct { float max, logsum; } Norm;
 
 static inline float clean(float x) { return x < INFINITY ? x : -INFINITY; }     // false for NaN as well
 
-// exp(x) for x <= 0, within 2 ulp, 0 below -87. Plain arithmetic, so that compilers vectorise the loop around it,
-// which they do not do with expf. x = n ln 2 + r, |r| <= ln 2 / 2; exp(r) by its series, 2^n by the exponent bits.
-static inline float exp_down(float x) {
-    const float magic = 12582912.0f;                        // 1.5 * 2^23: adding it rounds to an integer
-    const float y = x > -87.0f ? x : -87.0f;
-    const float shifted = y * 1.44269504f + magic;
-    const float n = shifted - magic;
-    const float r = (y - n * 0.693359375f) + n * 2.12194440e-4f;
-    float p = 1.0f / 5040;
-    p = p * r + 1.0f / 720;
-    p = p * r + 1.0f / 120;
-    p = p * r + 1.0f / 24;
-    p = p * r + 1.0f / 6;
-    p = p * r + 0.5f;
-    p = p * r + 1.0f;
-    p = p * r + 1.0f;
-    union { float f; int32_t i; } u = {.f = p};             // p in [0.7, 1.42], n in -126..0: stays a normal number
-    u.i += (int32_t)n * (1 << 23);
-    return x > -87.0f ? u.f : 0.0f;
+// x (n) -> out (n) = exp(x - max) for x <= max, 0 where that is below e^-87.7. Plain arithmetic, so that compilers
+// vectorise it, which they do not do with expf; gcc only when the clamp has a loop of its own.
+// x = n ln 2 + r, |r| <= ln 2 / 2; exp(r) by its series, 2^n by the exponent bits.
+static void exp_minus(float *out, const float *x, float max, int n) {
+    for (int i = 0; i < n; i++) {
+        const float y = x[i] - max;
+        out[i] = y > -88.0f ? y : -88.0f;
+    }
+    for (int i = 0; i < n; i++) {
+        const float magic = 12582912.0f;                    // 1.5 * 2^23: adding it rounds to an integer
+        const float y = out[i], k = (y * 1.44269504f + magic) - magic;      // -127..0
+        const float r = (y - k * 0.693359375f) + k * 2.12194440e-4f;
+        float p = 1.0f / 5040;
+        p = p * r + 1.0f / 720;
+        p = p * r + 1.0f / 120;
+        p = p * r + 1.0f / 24;
+        p = p * r + 1.0f / 6;
+        p = p * r + 0.5f;
+        p = p * r + 1.0f;
+        p = p * r + 1.0f;
+        const union { int32_t i; float f; } power = {.i = ((int32_t)k + 127) * (1 << 23)};  // 2^k; 0 for k = -127
+        out[i] = p * power.f;
+    }
 }
 
 static float top(const float *x, int n) {
@@ -181,11 +185,12 @@ static float top(const float *x, int n) {
 // Sum of exp(x - max). Blocks in f32, their sums in double: the error does not grow with V.
 static double sum_exp(const float *x, float max, int n) {
     double total = 0;
-    for (int i = 0; i < n; i += 1024) {
-        const int end = n - i < 1024 ? n : i + 1024;
-        float sum = 0;
+    for (int i = 0; i < n; i += 512) {
+        float e[512], sum = 0;
+        const int m = n - i < 512 ? n - i : 512;
+        exp_minus(e, x + i, max, m);
 #pragma omp simd reduction(+ : sum)
-        for (int j = i; j < end; j++) sum += exp_down(x[j] - max);
+        for (int j = 0; j < m; j++) sum += e[j];
         total += (double)sum;
     }
     return total;
@@ -255,7 +260,7 @@ static inline uint32_t sort_key(float x) {
 //     key  [ 11 bits | 11 bits | 10 bits ]
 //
 // x (V), weight (V) or NULL for 1 each -> key of the first entry at which the total, in f32, exceeds `line`; *below
-// is the total of all entries with smaller keys. All the way up when nothing exceeds it: the largest key.
+// is the total of all entries with smaller keys. When nothing exceeds it: the largest key that has weight.
 static uint32_t crossing(double *below, const float *x, const float *weight, double line, int V) {
     uint32_t prefix = 0, mask = 0;
     *below = 0;
@@ -265,9 +270,8 @@ static uint32_t crossing(double *below, const float *x, const float *weight, dou
         double total[2048] = {0};
         uint32_t last = 0;                    // largest bucket in use
         for (int v = 0; v < V; v++) {
-            const uint32_t key = sort_key(x[v]);
-            if ((key & mask) != prefix) continue;
-            const uint32_t k = key >> shift & bits;
+            const uint32_t key = sort_key(x[v]), k = key >> shift & bits;
+            if ((key & mask) != prefix || (weight && weight[v] == 0)) continue;
             total[k] += weight ? (double)weight[v] : 1.0;
             last = k > last ? k : last;
         }
@@ -316,7 +320,8 @@ void search_filter(float *probs, float *scratch, const float *logits, const Choi
         return;
     }
     const float sum = (float)sum_exp(scratch, max, V);
-    for (int v = 0; v < V; v++) probs[v] = exp_down(scratch[v] - max) / sum;
+    exp_minus(probs, scratch, max, V);
+    for (int v = 0; v < V; v++) probs[v] /= sum;
     if (how->top_p >= 1.0) return;
     top_p_filter(probs, scratch, how->top_p, V);
     double kept = 0;
