@@ -131,12 +131,12 @@ def sizes(c):
     """(e, b): standard deviation of a token embedding, and of what a decoder layer's branch adds to the stream.
 
     A tied head sees the embedding of the token just fed again, so that a token would repeat itself: its own logit is
-    e*sqrt(DL)/s standard deviations up when the stream ends up with deviation s. Branches that add up to
-    s = LOGIT_STD/logit_scale keep that at one."""
+    e*sqrt(DL)/s standard deviations up when the stream ends up with deviation s. The branches add up to a much
+    greater s."""
     if not c["tied"]:
         return 1.0, 1.0
     size = LOGIT_STD / c["logit_scale"]
-    return size / math.sqrt(c["DL"]), size / math.sqrt(2 * c["LD"])
+    return size / math.sqrt(c["DL"]), 4 * size / math.sqrt(2 * c["LD"])
 
 
 def scale(name, shape, c):
@@ -162,8 +162,9 @@ def scale(name, shape, c):
         (r".*crossattention\.output\.dense\.weight", 3.0),       # the image against the queries
         (r"language_projection\.weight", 1.5 * e),
         (r"language_model\.lm_head\.weight", LOGIT_STD / c["logit_scale"]),
-        (r"language_model\..*(EncDecAttention\.o|out_proj)\.weight", 2.0 * b),
-        (r"language_model\..*(\.o|\.wo|fc2)\.weight", b),
+        (r"language_model\..*\.(layers|block)\.0\..*(out_proj|\.o)\.weight", e),   # leaves the token just fed visible
+        (r"language_model\..*(\.o|out_proj)\.weight", b),
+        (r"language_model\..*(\.wo|fc2)\.weight", 2.0 * b),
     ) if re.fullmatch(pattern, name)), 1.0)
     return 0.0, gain / math.sqrt(count(shape[1:]))
 
@@ -185,12 +186,21 @@ def numbers(name, shape, c, args):
     mean, std = scale(name, shape, c)
     rng = np.random.Generator(np.random.SFC64([args.seed, zlib.crc32(name.encode())]))
     head = "lm_head.weight" if not c["tied"] else "embed_tokens.weight" if c["family"] == OPT else "shared.weight"
-    end = c["eos"] * shape[1] if name.endswith(head) else None
+    end, spare = (c["eos"] * shape[1], c["spare"] * shape[1]) if name.endswith(head) else (None, None)
     keys = (shape[0] // 3, 2 * shape[0] // 3) if name.endswith("self_attn.qkv.bias") else (0, 0)
-    for at in range(0, count(shape), CHUNK):
-        x = rng.standard_normal(min(CHUNK, count(shape) - at), np.float32) * np.float32(std) + np.float32(mean)
+    # ReLU and GELU let a positive mean through, by which fc2 would add the same vector everywhere: its rows sum to 0
+    centred = re.search(r"(fc2|output_query\.dense)\.weight$", name)
+    columns = shape[-1]
+    step = max(CHUNK // columns, 1) * columns
+    for at in range(0, count(shape), step):
+        x = rng.standard_normal(min(step, count(shape) - at), np.float32)
+        if centred:
+            x = (x.reshape(-1, columns) - x.reshape(-1, columns).mean(axis=1, keepdims=True)).reshape(-1)
+        x = x * np.float32(std) + np.float32(mean)
         if end is not None and at < end + shape[1] and end < at + x.size:
             x[max(end - at, 0):end - at + shape[1]] *= end_factor(c, args.end_rate)
+        if spare is not None and at + x.size > spare:
+            x[max(spare - at, 0):] *= 0.1                     # <image> and rows without a token never win
         x[max(keys[0] - at, 0):max(keys[1] - at, 0)] = 0      # the K third is zero in every released checkpoint
         yield x
 
@@ -273,7 +283,9 @@ def run(args):
     tokenizer = read_tokenizer(args.tokenizer, family)
     data = make_config(args, tokenizer)
     s = hf.config_settings(data)
-    c = s.config | {"tied": 1 if family == "opt" or args.tied else 0}
+    ids = tokenizer.ids
+    c = s.config | {"tied": 1 if family == "opt" or args.tied else 0,
+                    "spare": ids["image"] if ids["image"] >= 0 else ids["n_ids"]}
     hf.with_tokenizer(s, tokenizer)
     args.folder.mkdir(parents=True, exist_ok=True)
     for name in TOKENIZER_FILES:
