@@ -3,10 +3,11 @@
     python dev/demo/evaluate.py --drawings D --index I --model demo/demo.bin --torch HF_FOLDER --scenes 300 \
                                 --json scores.json
 
-Two sets of scenes: the styles of the training in compositions (nouns and background colour) that were held out,
-and the style that was held out. Every scene gets its caption and one question of every kind it allows. Beside
-the program's shares stand chance (the best constant answer) and, with --torch, what transformers' generate gives
-for the same picture files with the same weights; the last line counts answers in which the two differ.
+Two sets of scenes: the styles of the training in compositions (nouns and background colour) that were held
+out, and the style that was held out. Every scene gets its caption and one question of every kind it allows.
+Beside the program's shares stand chance (the best constant answer) and, with --torch, what transformers'
+generate gives for the same picture files with the same weights; the last line counts answers in which the two
+differ.
 
 In this file, in order: Asked (one text to ask), make_set, ask_program, ask_torch, score, the table, main.
 """
@@ -143,7 +144,8 @@ def table(results, who):
     lines = ["| | " + " | ".join(f"{s}: {w}" for s in sets for w in who) + " |",
              "|---" * (1 + len(sets) * len(who)) + "|"]
     for r in ROWS:
-        cells = [f"{100 * results[s][w][r][0]:.1f} %" if r in results[s][w] else "" for s in sets for w in who]
+        cells = [f"{100 * results[s][w][r][0]:.1f} %" if r in results[s][w] else ""
+                 for s in sets for w in who]
         lines.append(f"| {r} | " + " | ".join(cells) + " |")
     questions = [r for r in KINDS if r != "caption"]
     cells = []

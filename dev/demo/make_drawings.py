@@ -15,8 +15,8 @@ iconify: the SVGs in the icons.json of an npm package @iconify-json/NAME, drawn 
 openclipart: the Debian package openclipart-png 0.18 (public domain): `apt-get download openclipart-png`, then
     `dpkg-deb -x` into a folder. Which picture shows which noun was chosen by eye: openclipart.tsv.
 fonts: the Python package qtawesome 1.4.2: `pip download --no-deps qtawesome`, then unzip. It holds the fonts
-    Material Design Icons (Apache-2.0), Phosphor (MIT) and Font Awesome Free 6 (icons CC-BY-4.0). Each glyph is
-    drawn in a few colours: silhouettes teach that neither the colours nor the inner lines make the noun.
+    Material Design Icons (Apache-2.0), Phosphor (MIT) and Font Awesome Free 6 (icons CC-BY-4.0). Each glyph
+    is drawn in a few colours: silhouettes teach that neither the colours nor the inner lines make the noun.
 
 Tux Paint's stamps, also in Debian, are under the GPL and were left out.
 """
@@ -34,14 +34,16 @@ SIDE = 128
 # noun: names of glyphs, looked for in every font, with Phosphor's -fill and -bold and MDI's -outline besides
 GLYPHS = {
     "dog": "dog dog-side", "cat": "cat", "rabbit": "rabbit rabbit-variant", "panda": "panda", "cow": "cow",
-    "pig": "pig pig-variant", "frog": "frog", "elephant": "elephant", "penguin": "penguin", "turtle": "turtle",
-    "fish": "fish", "snail": "snail", "ladybug": "ladybug", "bee": "bee", "tree": "tree pine-tree tree-evergreen",
-    "cactus": "cactus", "mushroom": "mushroom", "pineapple": "fruit-pineapple", "watermelon": "fruit-watermelon",
-    "cherry": "fruit-cherries", "hamburger": "hamburger", "car": "car car-side car-hatchback car-sports",
-    "bus": "bus bus-side", "bicycle": "bicycle", "train": "train train-simple", "airplane": "airplane plane",
-    "rocket": "rocket rocket-launch", "house": "house home home-variant", "star": "star", "umbrella": "umbrella",
-    "balloon": "balloon", "soccer ball": "soccer futbol soccer-ball", "guitar": "guitar guitar-acoustic guitar-electric",
-    "key": "key key-variant", "crown": "crown crown-simple", "snowman": "snowman", "heart": "heart",
+    "pig": "pig pig-variant", "frog": "frog", "elephant": "elephant", "penguin": "penguin",
+    "turtle": "turtle", "fish": "fish", "snail": "snail", "ladybug": "ladybug", "bee": "bee",
+    "tree": "tree pine-tree tree-evergreen", "cactus": "cactus", "mushroom": "mushroom",
+    "pineapple": "fruit-pineapple", "watermelon": "fruit-watermelon", "cherry": "fruit-cherries",
+    "hamburger": "hamburger", "car": "car car-side car-hatchback car-sports", "bus": "bus bus-side",
+    "bicycle": "bicycle", "train": "train train-simple", "airplane": "airplane plane",
+    "rocket": "rocket rocket-launch", "house": "house home home-variant", "star": "star",
+    "umbrella": "umbrella", "balloon": "balloon", "soccer ball": "soccer futbol soccer-ball",
+    "guitar": "guitar guitar-acoustic guitar-electric", "key": "key key-variant",
+    "crown": "crown crown-simple", "snowman": "snowman", "heart": "heart",
 }
 FONTS = [("mdi", "materialdesignicons6-webfont", "Apache-2.0"), ("phosphor", "phosphor", "MIT"),
          ("fontawesome", "fontawesome6-solid-webfont", "CC-BY-4.0"),
@@ -89,7 +91,8 @@ def from_iconify(args, out):
     with open(args.nouns, encoding="utf-8", newline="") as f:
         rows = {r["codepoint"]: r for r in csv.DictReader(f, delimiter="\t")}
     for code, r in rows.items():
-        name = "".join(c if c.isalnum() else "-" for c in r["cldr_name"].lower()).strip("-").replace("--", "-")
+        name = "".join(c if c.isalnum() else "-" for c in r["cldr_name"].lower())
+        name = name.strip("-").replace("--", "-")
         icon = pack["icons"].get(name)
         if icon is None:
             missing.append(name)

@@ -1,8 +1,8 @@
-"""The demo model: a tiny Blip2ForConditionalGeneration, its start values, its texts as tensors, its training step.
+"""The demo model: a tiny Blip2ForConditionalGeneration, its start values, its texts as tensors.
 
 In this file, in order: build (configuration and start values), pixels, make_tokenizer, Packer,
-image_embeds, text_logits and exact (several texts for one encoded image in a single pass of the language model),
-answers (greedy decoding with transformers' own generate), export.
+patch_states, image_embeds, text_logits and exact (several texts for one encoded image in a single pass of the
+language model), answers (greedy decoding with transformers' own generate), export.
 
 Why several texts for one image: the ViT costs most, and a text costs a tenth of it. One row of the language
 model's batch is
@@ -32,14 +32,16 @@ QUERIES = 12
 def build(vocab, newline, image_token, seed):
     """A model with start values; about 3.9 million parameters, so that bf16 stays below 8 MB."""
     torch.manual_seed(seed)
-    vision = Blip2VisionConfig(hidden_size=192, intermediate_size=640, num_hidden_layers=6, num_attention_heads=6,
-                               image_size=IMAGE, patch_size=PATCH, initializer_range=.02)
-    qformer = Blip2QFormerConfig(vocab_size=vocab, hidden_size=128, num_hidden_layers=4, num_attention_heads=4,
-                                 intermediate_size=256, cross_attention_frequency=2, encoder_hidden_size=192,
-                                 hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
-    text = OPTConfig(vocab_size=vocab, hidden_size=128, num_hidden_layers=3, num_attention_heads=4, ffn_dim=512,
-                     max_position_embeddings=160, word_embed_proj_dim=128, dropout=0.0, attention_dropout=0.0,
-                     bos_token_id=EOS_OPT, pad_token_id=PAD, eos_token_id=newline, activation_function="relu",
+    vision = Blip2VisionConfig(hidden_size=192, intermediate_size=640, num_hidden_layers=6,
+                               num_attention_heads=6, image_size=IMAGE, patch_size=PATCH,
+                               initializer_range=.02)
+    qformer = Blip2QFormerConfig(vocab_size=vocab, hidden_size=128, num_hidden_layers=4,
+                                 num_attention_heads=4, intermediate_size=256, cross_attention_frequency=2,
+                                 encoder_hidden_size=192, hidden_dropout_prob=0.0,
+                                 attention_probs_dropout_prob=0.0)
+    text = OPTConfig(vocab_size=vocab, hidden_size=128, num_hidden_layers=3, num_attention_heads=4,
+                     ffn_dim=512, max_position_embeddings=160, word_embed_proj_dim=128, dropout=0.0,
+                     attention_dropout=0.0,                     bos_token_id=EOS_OPT, pad_token_id=PAD, eos_token_id=newline, activation_function="relu",
                      do_layer_norm_before=True, tie_word_embeddings=True)
     config = Blip2Config(vision_config=vision.to_dict(), qformer_config=qformer.to_dict(),
                          text_config=text.to_dict(), num_query_tokens=QUERIES, image_token_index=image_token)
@@ -54,21 +56,23 @@ def build(vocab, newline, image_token, seed):
 
 
 def cosine_filters(C, P):
-    """(C,3,P,P): the lowest cosine waves of brightness and of two colour differences, each of unit response.
+    """(C,3,P,P): the lowest cosine waves of brightness and of two colour differences.
 
-    A ViT spends long on learning to see its patches at all; this way it starts by seeing them slightly blurred.
+    A ViT spends long on learning to see its patches at all; this way it starts by seeing them slightly
+    blurred.
     """
     k = torch.arange(P, dtype=torch.float64)
     wave = torch.cos(torch.pi / P * (k[None] + .5) * k[:, None]) * (2 / P) ** .5
     wave[0] /= 2 ** .5
     order = sorted((u * u + v * v, u, v) for u in range(P) for v in range(P))
-    mixes = [([.577, .577, .577], C // 2), ([.707, 0, -.707], C // 4), ([-.408, .816, -.408], C - C // 2 - C // 4)]
+    mixes = [([.577, .577, .577], C // 2), ([.707, 0, -.707], C // 4),
+             ([-.408, .816, -.408], C - C // 2 - C // 4)]
     out = []
     for mix, count in mixes:
         for freq, u, v in order[:count]:
             # natural pictures have amplitudes that fall with frequency: lift the fine waves a little
-            gain = .12 * (1 + freq) ** .4
-            out.append(gain * torch.tensor(mix, dtype=torch.float64)[:, None, None] * torch.outer(wave[u], wave[v]))
+            gain, colour = .12 * (1 + freq) ** .4, torch.tensor(mix, dtype=torch.float64)
+            out.append(gain * colour[:, None, None] * torch.outer(wave[u], wave[v]))
     return torch.stack(out).float()
 
 
@@ -123,7 +127,7 @@ def write_tokenizer_json(folder, tok):
 
 
 def load_tokenizer(folder):
-    """The bare `tokenizers` object: encode(text, add_special_tokens=False).ids is what everything here uses."""
+    """The bare `tokenizers` object; everything here uses encode(text, add_special_tokens=False).ids."""
     return Tokenizer.from_file(os.path.join(folder, "tokenizer.json"))
 
 
@@ -147,10 +151,10 @@ class Packer:
         return head + self.ids(" " + answer if prompt else answer) + [self.newline], len(head)
 
     def pack(self, rows, Q=QUERIES):
-        """rows: for every image a list of (prompt, answer) -> ids, target, group (B,N), place (B,Q+N), see (B,1,Q+N,Q+N).
+        """rows: a list of (prompt, answer) per image -> ids, target, group (B,N), place (B,T), see (B,1,T,T).
 
-        target is the next token where it belongs to an answer, else -100; group is the number of the text (1..K,
-        -1 for padding); see is True where a token may look.
+        T = Q + N. target is the next token where it belongs to an answer, else -100; group is the number of
+        the text (1..K, -1 for padding); see is True where a token may look.
         """
         encoded = [[self.one(p, a) for p, a in texts] for texts in rows]
         N = max(sum(len(e) for e, _ in texts) for texts in encoded)
@@ -174,17 +178,29 @@ class Packer:
         return [torch.from_numpy(a) for a in (ids, target, group[:, Q:].copy(), place, see[:, None])]
 
 
-def image_embeds(model, pixel_values):
+def patch_states(vit, pixel_values, keep=None):
+    """(B,1+P,C): Blip2VisionModel.forward; with keep (B,K) only the class token and K patches go through.
+
+    Leaving out bare background is the cheapest speed there is: the cost falls with the number of tokens.
+    """
+    if keep is None:
+        return vit(pixel_values).last_hidden_state
+    x = vit.embeddings(pixel_values)
+    keep = torch.cat([torch.zeros_like(keep[:, :1]), keep + 1], 1)[:, :, None].expand(-1, -1, x.shape[2])
+    return vit.post_layernorm(vit.encoder(inputs_embeds=x.gather(1, keep)).last_hidden_state)
+
+
+def image_embeds(model, pixel_values, keep=None):
     """-> patches (B,1+P,Cv), queries (B,Q,Cq), embeddings for the language model (B,Q,C): the steps of
     Blip2ForConditionalGeneration.get_image_features, kept apart because the helping losses look inside."""
-    patches = model.vision_model(pixel_values).last_hidden_state
+    patches = patch_states(model.vision_model, pixel_values, keep)
     queries = model.qformer(query_embeds=model.query_tokens.expand(len(patches), -1, -1),
                             encoder_hidden_states=patches)[0]
     return patches, queries, model.language_projection(queries)
 
 
 def text_logits(model, embeds, batch):
-    """embeds (B,Q,C), batch from Packer.pack -> logits (W,V) where an answer's token is predicted, that token (W)."""
+    """embeds (B,Q,C), batch of Packer.pack -> logits (W,V) where an answer's token is next, it (W)."""
     ids, target, _, place, see = batch
     lm = model.language_model
     x = torch.cat([embeds, lm.get_input_embeddings()(ids)], 1)
@@ -210,7 +226,7 @@ def exact(model, embeds, batch):
 
 @torch.no_grad()
 def answers(model, tok, pixel_values, prompts, new_tokens=40):
-    """Greedy answers by transformers' generate. pixel_values (B,3,S,S), one prompt for each image -> list of str."""
+    """Greedy answers by transformers' generate. pixel_values (B,3,S,S), B prompts -> B texts."""
     newline = tok.encode("\n", add_special_tokens=False).ids[0]
     Q, image = model.config.num_query_tokens, model.config.image_token_index
     by_length, out = {}, [None] * len(prompts)
@@ -218,9 +234,10 @@ def answers(model, tok, pixel_values, prompts, new_tokens=40):
     for i, r in enumerate(rows):
         by_length.setdefault(len(r), []).append(i)
     for group in by_length.values():                    # equal lengths only: no padding, so no doubt about it
-        got = model.generate(pixel_values=pixel_values[group], input_ids=torch.tensor([rows[i] for i in group]),
-                             attention_mask=torch.ones(len(group), len(rows[group[0]]), dtype=torch.long),
-                             max_new_tokens=new_tokens, do_sample=False, eos_token_id=newline, pad_token_id=PAD)
+        ids = torch.tensor([rows[i] for i in group])
+        got = model.generate(pixel_values=pixel_values[group], input_ids=ids,
+                             attention_mask=torch.ones_like(ids), max_new_tokens=new_tokens, do_sample=False, eos_token_id=newline,
+                             pad_token_id=PAD)
         for i, g in zip(group, got.tolist(), strict=True):
             g = g[len(rows[i]):] if g[:Q] == [image] * Q else g
             out[i] = tok.decode([t for t in g if t > UNK and t != newline]).strip()
@@ -228,11 +245,12 @@ def answers(model, tok, pixel_values, prompts, new_tokens=40):
 
 
 def export(model, tok_folder, folder, dtype=torch.bfloat16):
-    """Writes the folder that transformers and the exporter read: weights, configurations, tokenizer, processor."""
+    """Writes the folder that transformers and the exporter read."""
     import copy
     import shutil
     copy.deepcopy(model).to(dtype).save_pretrained(folder)
-    for name in ("vocab.json", "merges.txt", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"):
+    for name in ("vocab.json", "merges.txt", "tokenizer.json", "tokenizer_config.json",
+                 "special_tokens_map.json"):
         shutil.copy(os.path.join(tok_folder, name), folder)
     with open(os.path.join(folder, "preprocessor_config.json"), "w") as f:
         json.dump({"image_processor_type": "BlipImageProcessor", "processor_class": "Blip2Processor",

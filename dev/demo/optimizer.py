@@ -1,8 +1,9 @@
 """Muon for the weight matrices, AdamW for everything else; the learning rate as a function of progress.
 
-Muon (Keller Jordan and others, 2024) replaces the momentum of a matrix by the nearest matrix with equal singular
-values, found by five steps of a Newton-Schulz iteration. Measured here on the ViT, one thread, after 4800
-pictures: 17.0 % of the patches right, AdamW 12.1 % (14 % in the same time, as its steps are 1.3 times faster).
+Muon (Keller Jordan and others, 2024) replaces the momentum of a matrix by the nearest matrix with equal
+singular values, found by five steps of a Newton-Schulz iteration. Measured here on the ViT, one thread, after
+4800 pictures: 17.0 % of the patches right, AdamW 12.1 % (14 % in the same time, as its steps are 1.3 times
+faster). Rates of .02 and .05 were too high for batches of 48: .008 learned twice as fast after 20,000 scenes.
 """
 import torch
 
@@ -50,7 +51,7 @@ class Optimizers:
 
 
 def orthogonal(x):
-    """x (N,R,C) -> about U V' of its singular value decomposition (Newton-Schulz, 5 steps, Muon's coefficients)."""
+    """x (N,R,C) -> about U V' of the singular value decomposition (Newton-Schulz, Muon's coefficients)."""
     tall = x.shape[1] > x.shape[2]
     x = x.transpose(1, 2) if tall else x
     x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
@@ -63,4 +64,5 @@ def orthogonal(x):
 def schedule(done, total, warm=3000, flat=.6, low=.03):
     """Learning-rate factor after `done` of `total` scenes: up, flat, then straight down to `low`."""
     at = done / total
-    return min(1.0, (done + 1) / warm) * (1.0 if at < flat else low + (1 - low) * max(0.0, (1 - at) / (1 - flat)))
+    fall = 1.0 if at < flat else low + (1 - low) * max(0.0, (1 - at) / (1 - flat))
+    return min(1.0, (done + 1) / warm) * fall

@@ -25,8 +25,8 @@ from dataclasses import dataclass, field
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
-# Left out on purpose: nouns without a singular (grapes, scissors), mass nouns (corn, bread, pizza), pairs that
-# even people mix up in these styles (taxi and car, hamster and bear), drawings with their own background.
+# Left out on purpose: nouns without a singular (grapes, scissors), mass nouns (corn, bread, pizza), pairs
+# that even people mix up in these styles (taxi and car, hamster and bear), drawings with a background.
 NOUNS = """dog cat rabbit panda cow pig frog monkey elephant penguin turtle fish octopus snail ladybug bee
 tree cactus mushroom sunflower banana pineapple strawberry watermelon cherry eggplant hamburger doughnut
 car bus bicycle train airplane rocket house star umbrella balloon soccer_ball guitar key crown snowman
@@ -37,6 +37,8 @@ HELD_OUT_STYLE = "fxemoji"
 # Near copies of each other count as one style when a style is drawn at random.
 STYLE_GROUP = {"fluent-3d": "fluent", "fluent-flat": "fluent",
                "mdi": "icons", "phosphor": "icons", "fontawesome": "icons"}
+# How often a group is drawn, where not 1. These come from other packages (make_drawings.py) and are harder.
+WEIGHT = {"openclipart": .5, "icons": .25}
 
 # name -> hue in degrees, saturation and value in percent, each as a range. The gaps between the ranges are
 # wide so that a name is never a matter of taste.
@@ -101,9 +103,10 @@ class Drawings:
         return levels
 
     def pick(self, rng, noun):
-        """One drawing of noun; every style group is as likely, however many drawings it has."""
+        """One drawing of noun; a style group is as likely as its weight, however many drawings it has."""
         groups = self.by[noun]
-        g = list(groups)[rng.integers(len(groups))]
+        at = np.cumsum([WEIGHT.get(g, 1.0) for g in groups])
+        g = list(groups)[int(np.searchsorted(at, rng.random() * at[-1], "right"))]
         return groups[g][rng.integers(len(groups[g]))]
 
 
@@ -175,7 +178,7 @@ SIZES = {1: (.42, .88), 2: (.32, .52), 3: (.27, .42), 4: (.25, .38)}
 def sample_scene(drawings, seed, number, compositions="seen"):
     """One to four objects of one or two kinds.
 
-    compositions: "seen" draws only (pair, colour) that are not held out, "new" only those that are, "any" all.
+    compositions: "seen" draws only (pair, colour) that are not held out, "new" only those, "any" all.
     The order of the kinds is certain: their leftmost objects are at least 0.06 apart in x.
     """
     rng = np.random.default_rng([seed, number])
@@ -236,7 +239,8 @@ def _background(rng, colour, S):
                           (S, S, 3)).copy()
     kind = rng.random()
     if kind < .65:                                       # else plain
-        y, x = (np.arange(S, dtype=np.float32) / S - .5)[:, None], np.arange(S, dtype=np.float32)[None] / S - .5
+        x = np.arange(S, dtype=np.float32)[None] / S - .5
+        y = x.T
         if kind < .3:                                    # a slope of brightness
             t = rng.uniform(0, 2 * math.pi)
             field_ = x * math.cos(t) + y * math.sin(t)
@@ -256,16 +260,16 @@ _RGB = np.linalg.inv(_YIQ).astype(np.float32)
 
 
 def _recolour(rng, patch):
-    """Changes hue, colourfulness and contrast of a premultiplied patch (h,w,4), so that style matters less."""
+    """Changes hue, colourfulness, contrast of a premultiplied patch (h,w,4), so that style matters less."""
     r = rng.random()
-    turn = rng.uniform(-math.pi, math.pi) if r < .08 else rng.normal(0, .14)
-    colourful = 0.0 if r > .93 else math.exp(rng.normal(0, .25))
+    turn = rng.uniform(-math.pi, math.pi) if r < .05 else rng.normal(0, .14)
+    colourful = 0.0 if r > .95 else math.exp(rng.normal(0, .25))
     c, s = colourful * math.cos(turn), colourful * math.sin(turn)
     m = _RGB @ np.array([[1, 0, 0], [0, c, -s], [0, s, c]], np.float32) @ _YIQ
     gain = math.exp(rng.normal(0, .13))
     alpha = patch[:, :, 3:]
     rgb = patch[:, :, :3] @ (gain * m.T) + alpha * np.float32(rng.normal(0, 12) + 110 * (1 - gain) / 255)
-    if .08 < r < .14:                                    # few flat colours
+    if .05 < r < .1:                                    # few flat colours
         step = 255 / rng.integers(2, 6)
         rgb = np.round(rgb / step) * step
     return np.clip(rgb, 0, 255 * alpha), alpha
@@ -326,7 +330,7 @@ def render(scene, S, patch=0, noun_id=None, jitter=True):
     """Scene -> pixels uint8 (S,S,3) and, if patch > 0, labels int64 (2, (S/patch)^2).
 
     labels[0]: noun_id of what covers at least a quarter of the patch, len(noun_id) for bare background, -100
-    where neither is certain; labels[1]: 1 where the centre of an object lies. Row-major, as ViT orders patches.
+    where neither is certain; labels[1]: 1 where the centre of an object lies. Row-major.
     """
     rng = np.random.default_rng(scene.seed)
     pixels = _background(rng, scene.colour, S)

@@ -68,7 +68,7 @@ def check_side(toy):
         left, right = p[67, 20], p[67, 47]
         check(f"flip {flip}", (left[0] > left[2]) != flip and (right[0] > right[2]) == flip)
         red = np.argwhere((p[:, :, 0] > 200) & (p[:, :, 2] < 60)).mean(0) / 112
-        check("it stands where it should", abs(red[0] - .6) < .02 and abs(red[1] - (.4 if flip else .2)) < .02)
+        check("it stands where it should", np.abs(red - [.6, .4 if flip else .2]).max() < .02, red)
 
 
 def check_texts(toy):
@@ -108,13 +108,18 @@ def check_model(toy, words):
                     ids = torch.tensor([[net.config.image_token_index] * M.QUERIES + e])
                     out = net(pixel_values=x[b:b + 1], input_ids=ids).logits[0, M.QUERIES:]
                     alone.append(out[head - 1:-1])
+            whole = M.patch_states(net.vision_model, x)
+            few = M.patch_states(net.vision_model, x, torch.arange(64).expand(3, 64))
+        check("keeping all patches changes nothing", torch.allclose(few, whole, atol=1e-5))
         worst = (torch.cat(alone) - logits).abs().max().item()
-        check("packed texts give what the model's own forward gives", worst < 1e-4, f"largest difference {worst:.1e}")
+        check("packed texts give what the model's own forward gives", worst < 1e-4, f"to {worst:.1e}")
         batch[4][:] = torch.ones_like(batch[4]).tril()  # negative control: every text sees the ones before it
-        wrong = (torch.cat(alone) - M.text_logits(net, M.image_embeds(net, x)[2], batch)[0]).abs().max().item()
+        other = M.text_logits(net, M.image_embeds(net, x)[2], batch)[0]
+        wrong = (torch.cat(alone) - other).abs().max().item()
         check("and would not with a wrong mask", wrong > 1e-2, f"{wrong:.1e}")
         got = M.answers(net, tok, x, [r[1][0] for r in rows], 6)
-        exact = M.exact(net, M.image_embeds(net, x)[2], packer.pack([[(r[1][0], g)] for r, g in zip(rows, got)]))
+        batch = packer.pack([[(r[1][0], g)] for r, g in zip(rows, got, strict=True)])
+        exact = M.exact(net, M.image_embeds(net, x)[2], batch)
         check("exact() runs on generated answers", len(exact) == 3)
         from transformers import AutoTokenizer
         text = "Question: how many dogs are there? Answer: two\n"

@@ -1,11 +1,11 @@
 """What is said about a scene: its caption, and questions with their answers, in the prompt format of BLIP-2.
 
-A text is (kind, prompt, answer). A caption has the empty prompt; a question is `Question: Q Answer:`, a question
+A text is (kind, prompt, answer). A caption has the empty prompt; a question is `Question: Q Answer:`, one
 that follows others is `Question: Q1 Answer: A1. Question: Q2 Answer:`. Answers carry no leading space here.
 
-Everything follows from the scene, so it is exact; kinds of objects are always named in one order, from left to
-right. A question is asked only where nobody would argue about the answer: "left of" needs a clear distance, and
-nothing is asked about the colour of an object, for that differs between drawings.
+Everything follows from the scene, so it is exact; kinds of objects are always named in one order, from left
+to right. A question is asked only where nobody would argue about the answer: "left of" needs a clear
+distance, and nothing is asked about the colour of an object, for that differs between drawings.
 """
 NUMBERS = ["none", "one", "two", "three", "four"]
 KINDS = ["caption", "noun", "count", "background", "yes/no", "position", "follow-up"]
@@ -68,8 +68,8 @@ class Words:
             of = [k for k in kinds if self.category[k[0]] == category]
             if len(of) == 1 and rng.random() < .6:
                 n, c = of[0]
-                q = f"what {category} is in the picture?" if c == 1 else f"what {category}s are in the picture?"
-                return q, self.some(n, c)
+                is_one = f"{category} is" if c == 1 else f"{category}s are"
+                return f"what {is_one} in the picture?", self.some(n, c)
         return str(rng.choice(["what is in the picture?", "what is in this picture?"])), self.things(scene)
 
     def ask_count(self, rng, scene):
@@ -202,7 +202,8 @@ class Words:
     def texts(self, scene, rng, count):
         """A caption and count - 1 different questions, for training."""
         out, seen = [self.some_caption(rng, scene)], set()
-        share = {"noun": .15, "count": .22, "background": .08, "yes/no": .17, "position": .2, "follow-up": .18}
+        share = {"noun": .15, "count": .22, "background": .08, "yes/no": .17, "position": .2,
+                 "follow-up": .18}
         while len(out) < count:
             got = self.ask(str(rng.choice(list(share), p=list(share.values()))), rng, scene)
             if got is None or got[1] in seen:
