@@ -41,8 +41,8 @@ def build(vocab, newline, image_token, seed):
                                  attention_probs_dropout_prob=0.0)
     text = OPTConfig(vocab_size=vocab, hidden_size=128, num_hidden_layers=3, num_attention_heads=4,
                      ffn_dim=512, max_position_embeddings=160, word_embed_proj_dim=128, dropout=0.0,
-                     attention_dropout=0.0,                     bos_token_id=EOS_OPT, pad_token_id=PAD, eos_token_id=newline, activation_function="relu",
-                     do_layer_norm_before=True, tie_word_embeddings=True)
+                     attention_dropout=0.0, bos_token_id=EOS_OPT, pad_token_id=PAD, eos_token_id=newline,
+                     activation_function="relu", do_layer_norm_before=True, tie_word_embeddings=True)
     config = Blip2Config(vision_config=vision.to_dict(), qformer_config=qformer.to_dict(),
                          text_config=text.to_dict(), num_query_tokens=QUERIES, image_token_index=image_token)
     model = Blip2ForConditionalGeneration(config)
@@ -236,8 +236,8 @@ def answers(model, tok, pixel_values, prompts, new_tokens=40):
     for group in by_length.values():                    # equal lengths only: no padding, so no doubt about it
         ids = torch.tensor([rows[i] for i in group])
         got = model.generate(pixel_values=pixel_values[group], input_ids=ids,
-                             attention_mask=torch.ones_like(ids), max_new_tokens=new_tokens, do_sample=False, eos_token_id=newline,
-                             pad_token_id=PAD)
+                             attention_mask=torch.ones_like(ids), max_new_tokens=new_tokens,
+                             do_sample=False, eos_token_id=newline, pad_token_id=PAD)
         for i, g in zip(group, got.tolist(), strict=True):
             g = g[len(rows[i]):] if g[:Q] == [image] * Q else g
             out[i] = tok.decode([t for t in g if t > UNK and t != newline]).strip()
