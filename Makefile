@@ -49,7 +49,8 @@ LIBS := -lm
 USE_OPENMP := $(if $(NO_OPENMP),,$(FOUND_OPENMP))
 USE_JPEG := $(if $(NO_JPEG),,$(FOUND_JPEG))
 USE_WEBP := $(if $(NO_WEBP),,$(FOUND_WEBP))
-FLAGS += $(if $(USE_OPENMP),-fopenmp)
+# without OpenMP nothing looks at the thread counts that only pragmas mention
+FLAGS += $(if $(USE_OPENMP),-fopenmp,-Wno-unused-parameter)
 FLAGS += $(if $(USE_JPEG),-DHAVE_JPEG $(JPEG_FLAGS))
 FLAGS += $(if $(USE_WEBP),-DHAVE_WEBP $(WEBP_FLAGS))
 FLAGS += $(STB_FLAGS)
