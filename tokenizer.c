@@ -1,7 +1,7 @@
 // tokenizer.c: opens the tokenizer section of a weight file, turns text into ids and ids into text.
 //
-// In order: opening (nothing in the section is trusted), cutting added tokens out of a text, tokenizer_encode, the
-// clean-up of spaces as a chain of small automata, streaming decode, tokenizer_decode.
+// In order: opening (nothing in the section is trusted), cutting added tokens out of a text,
+// tokenizer_encode, the clean-up of spaces as a chain of small automata, streaming decode, tokenizer_decode.
 // The section's layout is in doc/format.md; normalizer, BPE and unigram are in the tokenizer_*.c files.
 
 #include "tokenizer_parts.h"
@@ -13,7 +13,7 @@
 
 enum { MAX_TEXT = 1 << 22 };   // bytes; far more than fits a model's context
 enum { MAX_PIECE = 256 };      // bytes; bounds the work per character, T5's and OPT's longest have fewer
-enum { MAX_ADDED = 4096 };
+enum { MAX_ADDED = 4096, MAX_ENDS = 16 };
 enum { HEADER = 64, MAGIC = 0x4B543242, VERSION = 1 };   // "B2TK"
 
 int ids_add(Ids *ids, int id, Err *e) {
@@ -34,8 +34,8 @@ int ids_add(Ids *ids, int id, Err *e) {
 // A part of the section's text, checked; what: for the message.
 static int text_at(Str *out, const Tokenizer *t, uint32_t from, uint32_t n, const char *what, Err *e) {
     if (from > t->text.n || n > t->text.n - from || n > MAX_PIECE)
-        return fail(e, "tokenizer section: %s at %u with %u bytes, expected within %zu bytes of text and at most %d "
-                    "long", what, from, n, t->text.n, MAX_PIECE);
+        return fail(e, "tokenizer section: %s at %u with %u bytes, expected within %zu bytes of text and at "
+                    "most %d long", what, from, n, t->text.n, MAX_PIECE);
     *out = (Str){t->text.p + from, n};
     for (size_t i = 0; i < n;) {
         const int len = utf8_next(out->p + i, n - i, NULL);
@@ -51,11 +51,11 @@ static int read_steps(Tokenizer *t, const uint8_t *p, Err *e) {
         s->step = (int)read_u32(p);
         s->arg = (int)read_u32(p + 4);
         if (s->step < NORM_CHARSMAP || s->step > NORM_STRIP)
-            return fail(e, "tokenizer section: normalizer step %d is unknown; a newer export than this program?",
-                        s->step);
+            return fail(e, "tokenizer section: normalizer step %d is unknown; was it exported by a newer "
+                        "version?", s->step);
         if (s->step == NORM_CHARSMAP && t->charsmap_trie.n == 0)
             return fail(e, "tokenizer section: a charsmap step without a charsmap");
-        if (text_at(&s->text, t, read_u32(p + 8), read_u32(p + 12), "the text of a normalizer step", e)) return -1;
+        if (text_at(&s->text, t, read_u32(p + 8), read_u32(p + 12), "a normalizer's text", e)) return -1;
     }
     return 0;
 }
@@ -75,7 +75,7 @@ static int read_added(Tokenizer *t, const uint8_t *p, Err *e) {
         a->id = (int)id;
         a->flags = (int)read_u32(p + 4);
         if (id >= t->n_ids) {
-            status = fail(e, "tokenizer section: added token %u has id %u, expected below %u", k, id, t->n_ids);
+            status = fail(e, "tokenizer section: added token %u has id %u of %u", k, id, t->n_ids);
             break;
         }
         status = text_at(&a->text, t, read_u32(p + 8), read_u32(p + 12), "an added token", e);
@@ -90,8 +90,8 @@ static int read_added(Tokenizer *t, const uint8_t *p, Err *e) {
         // The library would look for the normalized form and decode to it; no tokenizer of ours needs that.
         status = normalize(&check, t, a->text, e);
         if (status == 0 && (check.len != a->text.n || memcmp(check.data, a->text.p, check.len) != 0))
-            status = fail(e, "tokenizer section: the normalizer changes added token \"%.*s\", which is not supported",
-                          (int)a->text.n, (const char *)a->text.p);
+            status = fail(e, "tokenizer section: the normalizer changes added token \"%.*s\", which is not "
+                          "supported", (int)a->text.n, (const char *)a->text.p);
     }
     text_free(&check);
     if (status == 0) status = trie_build(&t->raw_added, raw, raw_value, n_raw, e);
@@ -104,8 +104,8 @@ static int check_pieces(const Tokenizer *t, Err *e) {
     for (uint32_t i = 0; i < t->n_ids; i++) {
         const uint32_t to = read_u32(t->piece_offset + 4 * (size_t)i + 4);
         if (to < from || to > t->text.n || to - from > MAX_PIECE)
-            return fail(e, "tokenizer section: piece %u goes from %u to %u, expected ascending, at most %d long and "
-                        "within %zu", i, from, to, MAX_PIECE, t->text.n);
+            return fail(e, "tokenizer section: piece %u goes from %u to %u, expected ascending, at most %d "
+                        "long and within %zu", i, from, to, MAX_PIECE, t->text.n);
         Str piece;
         if (t->kind == TOK_UNIGRAM && text_at(&piece, t, from, to - from, "a piece", e)) return -1;
         from = to;
@@ -116,8 +116,8 @@ static int check_pieces(const Tokenizer *t, Err *e) {
 static int check_ends(const uint8_t *p, uint32_t n, const Tokenizer *t, Err *e) {
     for (uint32_t k = 0; k < n; k++)
         if (read_u32(p + 4 * (size_t)k) >= t->n_ids)
-            return fail(e, "tokenizer section: template id %u, expected below %u", read_u32(p + 4 * (size_t)k),
-                        t->n_ids);
+            return fail(e, "tokenizer section: template id %u, expected below %u",
+                        read_u32(p + 4 * (size_t)k), t->n_ids);
     return 0;
 }
 
@@ -125,8 +125,8 @@ static int parse(Tokenizer *t, const uint8_t *bytes, size_t n, Err *e) {
     if (n < HEADER || read_u32(bytes) != MAGIC)
         return fail(e, "tokenizer section: %zu bytes that do not start with B2TK; export the file again", n);
     if (read_u32(bytes + 4) != VERSION)
-        return fail(e, "tokenizer section: version %u, expected %d; export the file again", read_u32(bytes + 4),
-                    VERSION);
+        return fail(e, "tokenizer section: version %u, expected %d; export the file again",
+                    read_u32(bytes + 4), VERSION);
     uint32_t h[16];
     for (int i = 0; i < 16; i++) h[i] = read_u32(bytes + 4 * i);
     t->kind = (int)h[2];
@@ -144,20 +144,24 @@ static int parse(Tokenizer *t, const uint8_t *bytes, size_t n, Err *e) {
     if (!bpe && t->kind != TOK_UNIGRAM)
         return fail(e, "tokenizer section: kind %d, expected 1 (BPE) or 2 (unigram)", t->kind);
     if (t->n_ids == 0 || t->n_ids > (uint32_t)t->V)
-        return fail(e, "tokenizer section: %u ids, expected 1 to %d, the rows of the embedding", t->n_ids, t->V);
-    if (t->n_added > MAX_ADDED || t->n_norm > NORM_MAX || t->n_prefix > 16 || t->n_suffix > 16 || h[3] > 3 ||
-        h[7] > 15 || (bpe ? h[7] & ~(uint32_t)PRE_PREFIX_SPACE || t->n_scores : h[7] & PRE_PREFIX_SPACE || t->n_merges))
-        return fail(e, "tokenizer section: %u added tokens, %u normalizer steps, flags %u and %u, template %u + %u: "
-                    "out of range", t->n_added, t->n_norm, h[3], h[7], t->n_prefix, t->n_suffix);
-    if (!bpe && (t->n_scores > t->n_ids || t->unk_id >= t->n_scores))
-        return fail(e, "tokenizer section: %u scores and <unk> %u for %u ids", t->n_scores, t->unk_id, t->n_ids);
+        return fail(e, "tokenizer section: %u ids, expected 1 to the %d rows of the embedding", t->n_ids,
+                    t->V);
+    const uint32_t known_pre = bpe ? PRE_PREFIX_SPACE : PRE_WHITESPACE_SPLIT | PRE_PREPEND | PRE_SPLIT;
+    if (t->n_added > MAX_ADDED || t->n_norm > NORM_MAX || t->n_prefix > MAX_ENDS || t->n_suffix > MAX_ENDS ||
+        h[3] & ~(uint32_t)(TOK_CLEAN_UP | TOK_STRIP_FIRST) || h[7] & ~known_pre)
+        return fail(e, "tokenizer section: %u added tokens, %u normalizer steps, flags %u and %u, template "
+                    "%u + %u: out of range", t->n_added, t->n_norm, h[3], h[7], t->n_prefix, t->n_suffix);
+    if (bpe ? t->n_scores > 0 : t->n_merges > 0 || t->n_scores > t->n_ids || t->unk_id >= t->n_scores)
+        return fail(e, "tokenizer section: %u merges, %u scores and <unk> %u for %u ids of kind %d",
+                    t->n_merges, t->n_scores, t->unk_id, t->n_ids, t->kind);
     // The sizes of the parts, in their order; 32-bit counts times at most 16 cannot overflow 64 bits.
-    const uint64_t ends = 4ull * (t->n_prefix + t->n_suffix), steps = 16ull * t->n_norm, added = 16ull * t->n_added;
-    const uint64_t pieces = 4ull * t->n_ids + 4 + t->n_ids;
+    const uint64_t ends = 4ull * (t->n_prefix + t->n_suffix), steps = 16ull * t->n_norm;
+    const uint64_t added = 16ull * t->n_added, pieces = 4ull * t->n_ids + 4 + t->n_ids;
     const uint64_t model = bpe ? 1024 + 12ull * t->n_merges : 8ull * t->n_scores;
     const uint64_t want = HEADER + ends + steps + added + pieces + model + h[13] + (uint64_t)h[14];
-    if (want != n) return fail(e, "tokenizer section: its header asks for %llu bytes, found %zu; export the file again",
-                               (unsigned long long)want, n);
+    if (want != n)
+        return fail(e, "tokenizer section: its header asks for %llu bytes, found %zu; export the file again",
+                    (unsigned long long)want, n);
     const uint8_t *p = bytes + HEADER;
     t->prefix = p;
     t->suffix = p + 4 * (size_t)t->n_prefix;
@@ -225,7 +229,7 @@ static int class_after(Str s, size_t i, size_t *end) {
     return len ? unicode_class(cp) : 0;
 }
 
-// The next added token at or after m->search; done: where the text not yet used begins. False when there is none.
+// The next added token at or after m->search, false when there is none; done: where unused text begins.
 static bool next_match(Match *m, const Tokenizer *t, const Trie *trie, Str s, size_t done) {
     size_t i = m->search, other;
     while (i < s.n) {
@@ -246,7 +250,8 @@ static bool next_match(Match *m, const Tokenizer *t, const Trie *trie, Str s, si
         if (flags & ADDED_SINGLE_WORD && (class_before(s, m->start, &other) & UNI_WORD ||
                                           class_after(s, m->stop, &other) & UNI_WORD)) continue;
         if (flags & ADDED_LSTRIP)
-            while (m->start > done && (class_before(s, m->start, &other) & UNI_KIND) == UNI_SPACE) m->start = other;
+            while (m->start > done && (class_before(s, m->start, &other) & UNI_KIND) == UNI_SPACE)
+                m->start = other;
         if (flags & ADDED_RSTRIP)
             while ((class_after(s, m->stop, &other) & UNI_KIND) == UNI_SPACE) m->stop = other;
         return true;
@@ -257,8 +262,8 @@ static bool next_match(Match *m, const Tokenizer *t, const Trie *trie, Str s, si
 static int add_matched(Ids *ids, const Tokenizer *t, const Match *m, Err *e) {
     const Added *a = &t->added[m->index];
     if (a->id == t->image_token)
-        return fail(e, "the text contains the image placeholder %.*s; leave it out, the image is put in front of the "
-                    "text without it", (int)a->text.n, (const char *)a->text.p);
+        return fail(e, "the text contains the image placeholder %.*s; leave it out, the image is put "
+                    "in front of the text without it", (int)a->text.n, (const char *)a->text.p);
     return ids_add(ids, a->id, e);
 }
 
@@ -305,7 +310,8 @@ int tokenizer_encode(int **ids, const Tokenizer *t, const char *text, size_t n, 
     if (n > MAX_TEXT) return fail(e, "a text of %zu bytes, expected at most %d", n, MAX_TEXT);
     for (size_t i = 0; i < n;) {
         const int len = utf8_next(s.p + i, n - i, NULL);
-        if (!len) return fail(e, "the text is not UTF-8: byte 0x%02X at position %zu; convert it first", s.p[i], i);
+        if (!len)
+            return fail(e, "the text is not UTF-8: byte 0x%02X at position %zu; convert it first", s.p[i], i);
         i += (size_t)len;
     }
     Ids found = {0};
@@ -321,17 +327,17 @@ int tokenizer_encode(int **ids, const Tokenizer *t, const char *text, size_t n, 
 }
 
 // ---------------------------------------------------------------------------------------------------------
-// Decoding goes through three stages that each hold back a few bytes at most: bytes -> valid UTF-8 -> clean-up.
+// Decoding: bytes -> valid UTF-8 -> clean-up, each holding back a few bytes at most.
 //
-// Clean-up (transformers' clean_up_tokenization) is ten literal replacements, one after the other over the whole text.
-// Each is a small automaton here that has matched the first `clean[k]` bytes of its pattern, and hands on what it lets
-// pass to the next. No proper prefix of a pattern ends with the start of another match (all start with the only space
-// that such a prefix has), so after a mismatch it starts afresh at the byte that did not fit.
+// Clean-up (transformers' clean_up_tokenization) is ten literal replacements, one after the other over the
+// whole text. Each is a small automaton here that has matched the first `clean[k]` bytes of its pattern, and
+// hands on what it lets pass to the next. What a pattern starts with, a space, is not in the rest of any of
+// its proper prefixes, so after a mismatch it starts afresh at the byte that did not fit.
 
 enum { N_CLEAN = 10 };
 static const struct { const char *from, *to; } CLEAN[N_CLEAN] = {
-    {" .", "."}, {" ?", "?"}, {" !", "!"}, {" ,", ","}, {" ' ", "'"}, {" n't", "n't"}, {" 'm", "'m"}, {" 's", "'s"},
-    {" 've", "'ve"}, {" 're", "'re"},
+    {" .", "."}, {" ?", "?"}, {" !", "!"}, {" ,", ","}, {" ' ", "'"},
+    {" n't", "n't"}, {" 'm", "'m"}, {" 's", "'s"}, {" 've", "'ve"}, {" 're", "'re"},
 };
 
 static void clean_bytes(Text *out, Stream *s, int k, const char *bytes, size_t n) {
@@ -358,8 +364,8 @@ static void put(Text *out, Stream *s, const Tokenizer *t, const char *bytes, siz
     else text_add(out, bytes, n);
 }
 
-// Whether the n bytes at p, which are no complete sequence, can become one: lead byte, and a second byte in the range
-// that excludes overlong forms, surrogates and what lies above U+10FFFF.
+// Whether the n bytes at p, which are no complete sequence, can become one: lead byte, and a second byte in
+// the range that excludes overlong forms, surrogates and what lies above U+10FFFF.
 static bool utf8_may_continue(const uint8_t *p, int n) {
     const int want = p[0] < 0xC2 ? 1 : p[0] < 0xE0 ? 2 : p[0] < 0xF0 ? 3 : p[0] < 0xF5 ? 4 : 1;
     if (n >= want) return false;
@@ -398,10 +404,11 @@ int tokenizer_stream(Text *out, Stream *s, const Tokenizer *t, int id, Err *e) {
     }
     if (id < 0 || id >= t->V) return fail(e, "token id %d, expected 0 to %d", id, t->V - 1);
     // Rows of the embedding that have no piece, and special tokens, are nothing.
-    if ((uint32_t)id >= t->n_ids || (t->piece_flags[id] & (PIECE_EXISTS | PIECE_SPECIAL)) != PIECE_EXISTS) return 0;
+    if ((uint32_t)id >= t->n_ids) return 0;
+    if ((t->piece_flags[id] & (PIECE_EXISTS | PIECE_SPECIAL)) != PIECE_EXISTS) return 0;
     const Str piece = tokenizer_piece(t, (uint32_t)id);
     for (size_t i = 0; i < piece.n;) {
-        const bool space = t->kind == TOK_UNIGRAM && piece.n - i >= 3 && memcmp(piece.p + i, "\xE2\x96\x81", 3) == 0;
+        const bool space = t->kind == TOK_UNIGRAM && starts_with_metaspace(piece.p + i, piece.n - i);
         if (!space) put_byte(out, s, t, piece.p[i]);
         else if (s->started || !(t->flags & TOK_STRIP_FIRST)) put_byte(out, s, t, ' ');
         i += space ? 3 : 1;

@@ -1,6 +1,6 @@
 // tokenizer_bpe.c: byte-level BPE as transformers' GPT2Tokenizer has it (OPT).
 //
-// In order: the merge table, GPT-2's regular expression as a hand-written scanner, merging one word, bpe_encode().
+// In order: the merge table, GPT-2's regular expression as a scanner, merging one word, bpe_encode().
 
 #include "tokenizer_parts.h"
 #include "unicode_tables.h"
@@ -9,8 +9,8 @@
 #include <string.h>
 
 // ---------------------------------------------------------------------------------------------------------
-// Merge table: sorted by (left, right), with the start of each left piece's merges, so that a pair is found by a
-// binary search whose length no file can spoil (a hash table could be filled with collisions).
+// Merge table: sorted by (left, right), with the start of each left piece's merges, so that a pair is found
+// by a binary search whose length no file can spoil (a hash table could be filled with collisions).
 
 static int compare_merges(const void *a, const void *b) {
     const Merge *x = a, *y = b;
@@ -42,7 +42,8 @@ int bpe_open(Tokenizer *t, const uint8_t *arrays, Err *e) {
     qsort(t->merge, M, sizeof *t->merge, compare_merges);
     for (size_t i = 1; i < M; i++)
         if (compare_merges(&t->merge[i - 1], &t->merge[i]) == 0)
-            return fail(e, "tokenizer section: pair %u + %u is merged twice", t->merge[i].left, t->merge[i].right);
+            return fail(e, "tokenizer section: pair %u + %u is merged twice", t->merge[i].left,
+                        t->merge[i].right);
     return 0;
 }
 
@@ -57,7 +58,8 @@ static const Merge *find_merge(const Tokenizer *t, int left, int right) {
 }
 
 // ---------------------------------------------------------------------------------------------------------
-// Words: 's|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+   (OpenAI's gpt-2, encoder.py)
+// Words, by the regular expression of OpenAI's gpt-2 (encoder.py):
+//     's|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+
 
 static int kind_at(Str s, size_t i, int *len) {
     uint32_t cp = 0;
@@ -82,8 +84,8 @@ static size_t word_length(Str s) {
         while (i < s.n && kind_at(s, i, &len) == kind) i += (size_t)len;
         return i;
     }
-    // A run of white space leaves its last character to the next word, if there is one and if anything remains:
-    // that is what \s+(?!\S) comes to.
+    // A run of white space leaves its last character to the next word, if there is one and if anything
+    // remains: that is what \s+(?!\S) comes to.
     size_t i = 0, last = 0;
     while (i < s.n && kind_at(s, i, &len) == UNI_SPACE) {
         last = i;
@@ -93,9 +95,9 @@ static size_t word_length(Str s) {
 }
 
 // ---------------------------------------------------------------------------------------------------------
-// Merging. The symbols of a word are a doubly linked list in arrays (indices are byte positions, -1 ends it). A heap
-// holds the pairs that could be merged, the lowest rank first and at equal rank the leftmost, so that a word of n
-// bytes takes n log n steps. An entry whose pair has changed in the meantime is skipped.
+// Merging. The symbols of a word are a doubly linked list in an array (indices are byte positions, -1 ends
+// it). A heap holds the pairs that could be merged, the lowest rank first and at equal rank the leftmost, so
+// that a word of n bytes takes n log n steps. An entry whose pair has changed in the meantime is skipped.
 
 typedef struct { int id, prev, next; } Symbol;
 typedef struct { Symbol *symbol; uint64_t *heap; size_t n_heap, cap; } Scratch;
@@ -159,7 +161,7 @@ static int encode_words(Ids *ids, Scratch *s, const Tokenizer *t, Str text, Err 
             free(s->heap);
             s->cap = word.n + 64 < 2 * s->cap ? 2 * s->cap : word.n + 64;
             s->symbol = malloc(s->cap * sizeof *s->symbol);
-            s->heap = malloc(3 * s->cap * sizeof *s->heap);   // n - 1 pairs at first, at most 2 new ones per merge
+            s->heap = malloc(3 * s->cap * sizeof *s->heap);   // n - 1 pairs, at most 2 more per merge
             if (!s->symbol || !s->heap) return fail(e, "out of memory for a word of %zu bytes", word.n);
         }
         if (encode_word(ids, s, t, word, e)) return -1;

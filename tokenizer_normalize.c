@@ -1,7 +1,7 @@
 // tokenizer_normalize.c: the normalizer steps of T5's tokenizers, as the `tokenizers` library applies them.
 //
-// In order: a walk through the charsmap's double array, grapheme cluster boundaries, the charsmap step, squeezing of
-// spaces, stripping, normalize().
+// In order: a walk through the charsmap's double array, grapheme cluster boundaries, the charsmap step,
+// squeezing of spaces, stripping, normalize().
 
 #include "tokenizer_parts.h"
 #include "unicode_tables.h"
@@ -9,13 +9,21 @@
 #include <string.h>
 
 enum { MAX_REPLACEMENT = 256, SHORT_GRAPHEME = 6 };   // bytes
-enum { MAX_NORMALIZED = 1 << 25 };                    // bytes; stops a charsmap that only makes text longer
+enum { MAX_NORMALIZED = 1 << 25 };                    // bytes; stops a file whose steps only make text longer
 
-// The charsmap is a Darts double array: the child of a unit for byte c is at (position ^ offset ^ c) and carries c as
-// its label; a unit with the leaf bit has its value, a position in the replacement text, at (position ^ offset).
-// Returns 1 with the replacement of the shortest key that chunk starts with, 0 when there is none, -1 with e. The
-// shortest, not the longest: the library takes the first result, and ours must drop the same marks (e.g. behind a
-// ligature).
+static int check_growth(const Text *out, Err *e) {
+    if (out->len <= MAX_NORMALIZED) return 0;
+    return fail(e, "the text grows past %d bytes when normalized", MAX_NORMALIZED);
+}
+
+// The charsmap is a Darts double array of u32 units:
+//
+//     | offset, 22 bits | 1: offset times 256 | 1: has a value | label, 8 bits |     bit 31 set: no label
+//
+// The child of a unit for byte c is at (position ^ offset ^ c) and has c as its label; the value of a unit, a
+// position in the replacement text, is at (position ^ offset). Returns 1 with the replacement of the shortest
+// key that chunk starts with, 0 when there is none, -1 with e. The shortest, not the longest: the library
+// takes the first result, and ours must drop the same marks (such as an accent behind a ligature).
 static int charsmap_find(Str *replacement, const Tokenizer *t, Str chunk, Err *e) {
     const uint8_t *unit = t->charsmap_trie.p;
     const size_t N = t->charsmap_trie.n / 4;
@@ -28,21 +36,25 @@ static int charsmap_find(Str *replacement, const Tokenizer *t, Str chunk, Err *e
         if ((u & (1u << 31 | 0xFF)) != chunk.p[i]) return 0;
         at ^= (size_t)(u >> 10) << ((u & 1u << 9) >> 6);
         if (!(u >> 8 & 1)) continue;
-        if (at >= N) return fail(e, "tokenizer section: the charsmap points outside itself; export the file again");
+        if (at >= N)
+            return fail(e, "tokenizer section: the charsmap points outside itself; export the file again");
         const size_t from = read_u32(unit + 4 * at) & 0x7FFFFFFF;
         if (from > t->charsmap_text.n)
-            return fail(e, "tokenizer section: a charsmap replacement starts at %zu of %zu bytes; export the file "
-                        "again", from, t->charsmap_text.n);
+            return fail(e, "tokenizer section: a charsmap replacement starts at %zu of %zu bytes; export the "
+                        "file again", from, t->charsmap_text.n);
         replacement->p = t->charsmap_text.p + from;
-        replacement->n = strnlen((const char *)replacement->p, t->charsmap_text.n - from);
+        const size_t left = t->charsmap_text.n - from;
+        const size_t most = left < MAX_REPLACEMENT ? left : MAX_REPLACEMENT + 1;
+        replacement->n = strnlen((const char *)replacement->p, most);
         bool valid = replacement->n <= MAX_REPLACEMENT;
         for (size_t k = 0; valid && k < replacement->n;) {
             const int len = utf8_next(replacement->p + k, replacement->n - k, NULL);
             valid = len > 0;
             k += (size_t)len;
         }
-        if (!valid) return fail(e, "tokenizer section: a charsmap replacement is longer than %d bytes or not UTF-8; "
-                                "export the file again", MAX_REPLACEMENT);
+        if (!valid)
+            return fail(e, "tokenizer section: a charsmap replacement is longer than %d bytes or not UTF-8; "
+                        "export the file again", MAX_REPLACEMENT);
         return 1;
     }
     return 0;
@@ -57,8 +69,8 @@ static int break_class(const uint8_t *p, size_t n, int *len, bool *lv) {
     return unicode_class(cp) >> 4;
 }
 
-// Length of the extended grapheme cluster at p (Unicode Standard Annex 29, rules GB3 to GB13 without GB9c: the
-// clusters of Indic conjuncts have 6 bytes or more either way, and those are normalized character by character).
+// Length of the extended grapheme cluster at p (Unicode Standard Annex 29, rules GB3 to GB13 without GB9c:
+// clusters of Indic conjuncts have 6 bytes or more anyway, and those are normalized character by character).
 static size_t grapheme_length(const uint8_t *p, size_t n) {
     enum { NONE, PICTOGRAPH, PICTOGRAPH_ZWJ } emoji = NONE;
     int len, n_ri = 0;
@@ -78,7 +90,8 @@ static size_t grapheme_length(const uint8_t *p, size_t n) {
         if (prev == GCB_CR && next == GCB_LF) joined = true;
         else if (prev >= GCB_CR && prev <= GCB_CONTROL) joined = false;
         else if (next >= GCB_CR && next <= GCB_CONTROL) joined = false;
-        else if (next == GCB_EXTEND || next == GCB_ZWJ || next == GCB_SPACING || prev == GCB_PREPEND) joined = true;
+        else if (next == GCB_EXTEND || next == GCB_ZWJ || next == GCB_SPACING) joined = true;
+        else if (prev == GCB_PREPEND) joined = true;
         else if (prev == GCB_L && next_h) joined = true;
         else if (prev_v && (next == GCB_V || next == GCB_T)) joined = true;
         else if ((prev == GCB_LVT || prev == GCB_T) && next == GCB_T) joined = true;
@@ -89,8 +102,7 @@ static size_t grapheme_length(const uint8_t *p, size_t n) {
     }
 }
 
-// Appends chunk with the charsmap applied to it as a whole; returns 1 when there was something to apply, 0 when not
-// (nothing appended), -1 with e.
+// Appends the charsmap's replacement of chunk as a whole. Returns 1, 0 when it has none, or -1 with e.
 static int charsmap_replace(Text *out, const Tokenizer *t, Str chunk, Err *e) {
     Str replacement;
     const int found = charsmap_find(&replacement, t, chunk, e);
@@ -98,13 +110,13 @@ static int charsmap_replace(Text *out, const Tokenizer *t, Str chunk, Err *e) {
     return found;
 }
 
-// tokenizers' Precompiled: a grapheme below 6 bytes is looked up as a whole; when that finds nothing, and for longer
-// ones, each of its characters is.
+// tokenizers' Precompiled: a grapheme below 6 bytes is looked up as a whole; when that finds nothing, and for
+// longer ones, each of its characters is.
 static int apply_charsmap(Text *out, const Tokenizer *t, Str text, Err *e) {
     for (size_t i = 0; i < text.n;) {
         const Str grapheme = {text.p + i, grapheme_length(text.p + i, text.n - i)};
         i += grapheme.n;
-        if (out->len > MAX_NORMALIZED) return fail(e, "the text grows past %d bytes when normalized", MAX_NORMALIZED);
+        if (check_growth(out, e)) return -1;
         int found = grapheme.n < SHORT_GRAPHEME ? charsmap_replace(out, t, grapheme, e) : 0;
         if (found < 0) return -1;
         if (found) continue;
@@ -120,14 +132,16 @@ static int apply_charsmap(Text *out, const Tokenizer *t, Str text, Err *e) {
 }
 
 // Replace(Regex(" {2,}"), with): T5's files have " " here, later conversions U+2581.
-static void squeeze_spaces(Text *out, Str text, Str with) {
+static int squeeze_spaces(Text *out, Str text, Str with, Err *e) {
     for (size_t i = 0; i < text.n;) {
         size_t spaces = 0;
         while (i + spaces < text.n && text.p[i + spaces] == ' ') spaces++;
         if (spaces >= 2) text_add(out, (const char *)with.p, with.n);
         else text_add(out, (const char *)text.p + i, 1);
         i += spaces >= 2 ? spaces : 1;
+        if (check_growth(out, e)) return -1;
     }
+    return 0;
 }
 
 static void strip(Text *out, Str text, bool left, bool right) {
@@ -161,7 +175,7 @@ int normalize(Text *out, const Tokenizer *t, Str text, Err *e) {
         next.len = 0;
         text_add(&next, "", 0);
         if (step->step == NORM_CHARSMAP) status = apply_charsmap(&next, t, now, e);
-        else if (step->step == NORM_SQUEEZE) squeeze_spaces(&next, now, step->text);
+        else if (step->step == NORM_SQUEEZE) status = squeeze_spaces(&next, now, step->text, e);
         else strip(&next, now, step->arg & 1, step->arg & 2);
         const Text swap = *out;
         *out = next;

@@ -11,6 +11,8 @@
 
 #include "tokenizer.h"
 
+#include <string.h>
+
 enum { TOK_BPE = 1, TOK_UNIGRAM = 2 };                                        // kind
 enum { TOK_CLEAN_UP = 1, TOK_STRIP_FIRST = 2 };                               // flags of the section
 enum { NORM_CHARSMAP = 1, NORM_SQUEEZE = 2, NORM_STRIP = 3, NORM_MAX = 8 };   // normalizer steps
@@ -23,14 +25,16 @@ typedef struct { const uint8_t *p; size_t n; } Str;   // bytes that belong to so
 typedef struct { int *p; size_t n, cap; } Ids;
 int ids_add(Ids *ids, int id, Err *e);
 
-// A set of byte strings with a number each, as a tree: the children of a node stand next to each other, in the order
-// of their byte, so that a step is a binary search and no input can make it slower than that.
+// A set of byte strings with a number each, as a tree: the children of a node stand next to each other, in
+// the order of their byte, so that a step is a binary search and no input can make it slower than that.
 //
-//   node 0 (root) | children of the root | children of the first of those | ...
-typedef struct { uint32_t first; uint16_t n; uint8_t byte; int32_t value; } TrieNode;   // value -1: no string ends here
+//     node 0 (root) | children of the root | children of the first of those | ...
+//
+// first, n: the children; byte: by which the node is reached; value: -1 where no string ends.
+typedef struct { uint32_t first; uint16_t n; uint8_t byte; int32_t value; } TrieNode;
 typedef struct { TrieNode *node; uint32_t n; } Trie;
 
-// Builds the trie of the n strings with their values; strings may be empty (left out), a repeated one is an error.
+// Builds the trie of the n strings with their values. Empty strings are left out, repeated ones are an error.
 int trie_build(Trie *trie, const Str *strings, const int32_t *values, size_t n, Err *e);
 uint32_t trie_step(const Trie *trie, uint32_t node, uint8_t byte);   // the child, or 0 when there is none
 
@@ -53,6 +57,12 @@ struct Tokenizer {
     double *score, unk_score;                      // unigram: (n_scores)
     Trie pieces;                                   // unigram: value is the id
 };
+
+static const char METASPACE[] = "\xE2\x96\x81";   // U+2581, SentencePiece's space
+
+static inline bool starts_with_metaspace(const uint8_t *p, size_t n) {
+    return n >= 3 && memcmp(p, METASPACE, 3) == 0;
+}
 
 static inline Str tokenizer_piece(const Tokenizer *t, uint32_t id) {
     const uint32_t from = read_u32(t->piece_offset + 4 * (size_t)id);

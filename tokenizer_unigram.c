@@ -1,17 +1,16 @@
 // tokenizer_unigram.c: SentencePiece unigram as the `tokenizers` library computes it (T5).
 //
-// In order: the trie, opening the scores, the best segmentation of one word (Viterbi), cutting text into words.
+// In order: the trie, opening the scores, the best segmentation of a word (Viterbi), cutting text into words.
 
 #include "tokenizer_parts.h"
 #include "unicode_tables.h"
 
-#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
 // ---------------------------------------------------------------------------------------------------------
-// The trie is built breadth first from the sorted strings: a node is a range of them that agree in the first `depth`
-// bytes, and its children are the ranges that agree in one byte more.
+// The trie is built breadth first from the sorted strings: a node is a range of them that agree in the first
+// `depth` bytes, and its children are the ranges that agree in one byte more.
 
 typedef struct { Str text; int32_t value; } Entry;
 typedef struct { uint32_t from, to, depth; } Range;
@@ -48,7 +47,8 @@ static void grow(Trie *trie, Range *range, const Entry *entry, uint32_t N, size_
 int trie_build(Trie *trie, const Str *strings, const int32_t *values, size_t n, Err *e) {
     size_t room = 1, N = 0;   // at most one node per byte, and the root
     for (size_t i = 0; i < n; i++) room += strings[i].n;
-    if (room > INT32_MAX || n > INT32_MAX) return fail(e, "tokenizer section: %zu bytes of pieces are too many", room);
+    if (room > INT32_MAX || n > INT32_MAX)
+        return fail(e, "tokenizer section: %zu bytes of pieces are too many", room);
     Entry *entry = malloc((n + 1) * sizeof *entry);
     Range *range = malloc(room * sizeof *range);
     trie->node = malloc(room * sizeof *trie->node);
@@ -91,7 +91,7 @@ int unigram_open(Tokenizer *t, const uint8_t *arrays, Err *e) {
     for (size_t i = 0; i < N && status == 0; i++) {
         const uint64_t bits = read_u64(arrays + 8 * i);
         memcpy(&t->score[i], &bits, sizeof bits);
-        if ((bits >> 52 & 0x7FF) == 0x7FF || fabs(t->score[i]) > 1e30)   // so that sums stay finite
+        if ((bits >> 52 & 0x7FF) > 0x3FF + 100)   // NaN, infinite or above 2^100: sums must stay finite
             status = fail(e, "tokenizer section: the score of piece %zu is not a usable number", i);
         else if (i == 0 || t->score[i] < least) least = t->score[i];
         piece[i] = tokenizer_piece(t, (uint32_t)i);
@@ -105,7 +105,7 @@ int unigram_open(Tokenizer *t, const uint8_t *arrays, Err *e) {
 }
 
 // ---------------------------------------------------------------------------------------------------------
-// best[i] is the best segmentation of the first i bytes: its score, where its last piece starts, and that piece.
+// best[i] is the best segmentation of the first i bytes: its score, where its last piece starts, that piece.
 
 typedef struct { double score; int start, id; } Best;   // start -1: not reached
 
@@ -149,7 +149,8 @@ static int encode_word(Ids *ids, Best *best, const Tokenizer *t, Str word, Err *
         int start = best[end].start, id = best[end].id;
         if (id == (int)t->unk_id) {
             while (start > 0 && best[start].id == (int)t->unk_id) start = best[start].start;
-            id = piece_or_unk(t, (Str){word.p + start, (size_t)(end - start)});   // looked up again, as the library does
+            // The library looks up the joined text again, and may find that it is a piece after all.
+            id = piece_or_unk(t, (Str){word.p + start, (size_t)(end - start)});
         }
         if (ids_add(ids, id, e)) return -1;
         end = start;
@@ -164,10 +165,6 @@ static int encode_word(Ids *ids, Best *best, const Tokenizer *t, Str word, Err *
 
 // ---------------------------------------------------------------------------------------------------------
 // Words
-
-static const char METASPACE[] = "\xE2\x96\x81";   // U+2581
-
-static bool starts_with_metaspace(const uint8_t *p, size_t n) { return n >= 3 && memcmp(p, METASPACE, 3) == 0; }
 
 // Metaspace: every space becomes U+2581, one is put in front unless there is one, and a word starts at each.
 static int encode_metaspace(Ids *ids, Text *spaced, const Tokenizer *t, Str text, Err *e) {

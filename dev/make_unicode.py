@@ -1,16 +1,16 @@
-"""Writes unicode_tables.c: the Unicode classes that tokenization depends on, as the installed `tokenizers` has them.
+"""Writes unicode_tables.c: the Unicode classes that tokenization depends on, as `tokenizers` has them.
 
-Not taken from a Unicode data file: what counts is which version the library was built with, so each class is found
-by asking the library about every code point.
+Not taken from a Unicode data file: what counts is which version the installed library was built with, so each
+class is found by asking the library about every code point.
 
   letter, number, space   ByteLevel's regex keeps "a" + c (or "1" + c, "!" + c) in one piece or not
   word                    an added token with single_word is found in front of c or not (Rust's \\w)
-  grapheme break class    Precompiled replaces a grapheme below 6 bytes as a whole, so with a charsmap that turns every
-                          first byte into X, the number of X is the number of graphemes. Graphemes of 6 bytes or more
-                          cannot be seen this way; their classes (Hangul jamo, regional indicators, pictographs, and
-                          4-byte controls) come from the `regex` module.
+  grapheme break class    Precompiled replaces a grapheme below 6 bytes as a whole, so with a charsmap that
+                          turns every first byte into X, the number of X is the number of graphemes. Those of
+                          6 bytes or more cannot be seen this way; their classes (Hangul jamo, regional
+                          indicators, pictographs, 4-byte controls) come from the `regex` module.
 
-Run:  python dev/make_unicode.py       (needs tokenizers and regex; about two minutes)
+Run:  python dev/make_unicode.py       (needs tokenizers and regex; ten seconds)
 """
 
 import struct
@@ -23,8 +23,8 @@ from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizer
 OUT = Path(__file__).resolve().parent.parent / "unicode_tables.c"
 LETTER, NUMBER, SPACE = 1, 2, 3
 WORD = 4
-GCB = {"CR": 1, "LF": 2, "Control": 3, "Extend": 4, "ZWJ": 5, "Prepend": 6, "SpacingMark": 7, "L": 8, "V": 9, "T": 10,
-       "LVT": 11, "Regional_Indicator": 12, "Pictographic": 13}
+GCB = {"CR": 1, "LF": 2, "Control": 3, "Extend": 4, "ZWJ": 5, "Prepend": 6, "SpacingMark": 7, "L": 8, "V": 9,
+       "T": 10, "LVT": 11, "Regional_Indicator": 12, "Pictographic": 13}
 
 
 def code_points():
@@ -32,7 +32,7 @@ def code_points():
 
 
 def letter_number_space():
-    """{code point: LETTER, NUMBER or SPACE} by the regex of ByteLevel; code points in none of them are left out."""
+    """{code point: LETTER, NUMBER or SPACE} by the regex of ByteLevel; the others are left out."""
     pre = pre_tokenizers.ByteLevel(add_prefix_space=False)
     joined = lambda s: len(pre.pre_tokenize_str(s)) == 1
     found = {}
@@ -66,8 +66,8 @@ def one_grapheme():
 def grapheme_classes():
     """{code point: value of GCB}; those of class Other are left out."""
     one = one_grapheme()
-    named = {k: regex.compile(rf"\p{{GCB={k}}}") for k in ("SpacingMark", "Control", "L", "V", "T", "LV", "LVT",
-                                                           "Regional_Indicator")}
+    names = ("SpacingMark", "Control", "L", "V", "T", "LV", "LVT", "Regional_Indicator")
+    named = {k: regex.compile(rf"\p{{GCB={k}}}") for k in names}
     pictographic = regex.compile(r"\p{Extended_Pictographic}")
     found = {}
     for cp in code_points():
@@ -97,11 +97,12 @@ def main():
         if value != last:
             entries.append(cp << 8 | value)
             last = value
-    lines = [", ".join(f"0x{e:08X}" for e in entries[i:i + 9]) for i in range(0, len(entries), 9)]
+    lines = [", ".join(f"0x{e:08X}" for e in entries[i:i + 8]) for i in range(0, len(entries), 8)]
     OUT.write_text(
-        "// unicode_tables.c: the Unicode classes that tokenization depends on. Written by dev/make_unicode.py with\n"
-        f"// tokenizers {tokenizers.__version__}; do not edit. Each entry starts a range that lasts until the next: code\n"
-        "// point << 8 | grapheme break class << 4 | word << 2 | (letter 1, number 2, white space 3).\n\n"
+        "// unicode_tables.c: the Unicode classes that tokenization depends on. Written by\n"
+        f"// dev/make_unicode.py with tokenizers {tokenizers.__version__}; do not edit. Each entry starts a\n"
+        "// range that lasts until the next: code point << 8 | grapheme break class << 4 | word << 2 |\n"
+        "// (letter 1, number 2, white space 3).\n\n"
         '#include "unicode_tables.h"\n\n'
         f"const int UNICODE_RANGES = {len(entries)};\n"
         f"const uint32_t unicode_range[{len(entries)}] = {{\n    " + ",\n    ".join(lines) + ",\n};\n\n"
@@ -115,8 +116,8 @@ def main():
         "    return (int)(unicode_range[low] & 0xFF);\n"
         "}\n", encoding="utf-8", newline="\n")
     count = lambda v: sum(1 for k in kinds.values() if k == v)
-    print(f"{count(LETTER)} letters, {count(NUMBER)} numbers, {count(SPACE)} spaces, {len(word)} word characters, "
-          f"{len(grapheme)} with a grapheme class, {len(entries)} ranges")
+    print(f"{count(LETTER)} letters, {count(NUMBER)} numbers, {count(SPACE)} spaces, {len(word)} word "
+          f"characters, {len(grapheme)} with a grapheme class, {len(entries)} ranges")
 
 
 if __name__ == "__main__":

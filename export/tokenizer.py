@@ -1,11 +1,12 @@
 """Reads a Hugging Face tokenizer folder and writes the weight file's tokenizer section (doc/format.md).
 
-In order: the result, special tokens and added tokens, the components of a tokenizer.json, the three forms in which the
-hub has such tokenizers (tokenizer.json; vocab.json + merges.txt; spiece.model), the packing, read_tokenizer.
+In order: the result, special tokens and added tokens, the components of a tokenizer.json, the three forms in
+which the hub has such tokenizers (tokenizer.json; vocab.json + merges.txt; spiece.model), the packing,
+read_tokenizer.
 
-When a folder holds several forms, tokenizer.json wins, as in transformers (TokenizersBackend; the checkpoints of
-BLIP-2 are on its list of those whose tokenizer.json is used exactly as it is). A component that the C tokenizer does
-not have is an error that names it.
+When a folder holds several forms, tokenizer.json wins, as in transformers (TokenizersBackend; the checkpoints
+of BLIP-2 are on its list of those whose tokenizer.json is used exactly as it is). A component that the C
+tokenizer does not have is an error that names it.
 """
 
 import base64
@@ -76,7 +77,7 @@ def read_json(path):
         raise TokenizerError(f"{path}: not valid JSON ({e})") from None
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# -----------------------------------------------------------------------------------------------------------
 # Added tokens
 
 
@@ -89,8 +90,9 @@ def flags_of(token, special=None):
 
 
 def add_token(tok, content, flags, declared=None):
-    """Registers an added token under the id that the tokenizers library gives it: its piece's id, or the next free
-    one. A file that declares another id is refused, since the library would silently use a different one."""
+    """Registers an added token under the id that the tokenizers library gives it: its piece's id, or the next
+    free one. A file that declares another id is refused: the library would silently use a different one.
+    """
     if not content:
         return
     if content in tok.added:
@@ -98,8 +100,8 @@ def add_token(tok, content, flags, declared=None):
         return
     number = tok.vocab.get(content, tok.n_ids)
     if declared is not None and declared != number:
-        raise TokenizerError(f"{tok.source}: added token {content!r} is declared with id {declared}, but its place in "
-                             f"the vocabulary gives {number}")
+        raise TokenizerError(f"{tok.source}: added token {content!r} is declared with id {declared}, but its "
+                             f"place in the vocabulary gives {number}")
     tok.added[content] = (number, flags)
 
 
@@ -109,9 +111,10 @@ def text_of(token):
 
 
 def add_specials(tok, folder, defaults):
-    """Adds what tokenizer_config.json, special_tokens_map.json and added_tokens.json register beyond tokenizer.json.
-    Returns {"bos_token": text, ...}."""
-    config, named_file = read_json(folder / "tokenizer_config.json"), read_json(folder / "special_tokens_map.json")
+    """Adds what tokenizer_config.json, special_tokens_map.json and added_tokens.json register beyond
+    tokenizer.json. Returns {"bos_token": text, ...}."""
+    config = read_json(folder / "tokenizer_config.json")
+    named_file = read_json(folder / "special_tokens_map.json")
     for number, token in sorted(config.get("added_tokens_decoder", {}).items(), key=lambda kv: int(kv[0])):
         add_token(tok, token["content"], flags_of(token), int(number))
     named = {k: text_of(v) for k, v in {**defaults, **named_file, **config}.items() if k in NAMED_SPECIALS}
@@ -128,11 +131,12 @@ def add_specials(tok, folder, defaults):
         add_token(tok, "<image>", SPECIAL)
     # transformers 5 ignores the clean-up flag for BPE (TokenizersBackend._decode) unless this one insists
     insist = config.get("clean_up_tokenization_spaces_for_bpe_even_though_it_will_corrupt_output", False)
-    tok.clean_up = bool(config.get("clean_up_tokenization_spaces", False)) and (tok.kind == UNIGRAM or bool(insist))
+    wanted = config.get("clean_up_tokenization_spaces", False)
+    tok.clean_up = bool(wanted and (tok.kind == UNIGRAM or insist))
     return named
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# -----------------------------------------------------------------------------------------------------------
 # The components of a tokenizer.json. Each reader knows a few types; every other one is an error.
 
 
@@ -148,7 +152,8 @@ def parts(component, key):
 def unknown(tok, what, component):
     """The error for a component that the C tokenizer does not have."""
     shown = {k: v for k, v in component.items() if k != "precompiled_charsmap"}
-    return TokenizerError(f"{tok.source}: {what} {json.dumps(shown, ensure_ascii=False)[:300]} is not supported")
+    text = json.dumps(shown, ensure_ascii=False)[:300]
+    return TokenizerError(f"{tok.source}: {what} {text} is not supported")
 
 
 def read_normalizer(tok, component):
@@ -167,7 +172,7 @@ def read_normalizer(tok, component):
 
 
 def prepends(tok, component):
-    """Whether a Metaspace puts U+2581 in front; checks the rest of its settings. Files before tokenizers 0.14 say
+    """Whether a Metaspace puts U+2581 in front; checks the rest of its settings. Older files say
     add_prefix_space, later ones prepend_scheme."""
     scheme = component.get("prepend_scheme", "always" if component.get("add_prefix_space", True) else "never")
     if component.get("replacement") != "\u2581" or scheme not in ("always", "never"):
@@ -216,18 +221,19 @@ def read_template(tok, component):
     return front, behind
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# -----------------------------------------------------------------------------------------------------------
 # The three forms
 
 
 def from_tokenizer_json(path):
-    """tokenizer.json of the tokenizers library. Its padding and truncation are left aside: transformers resets both on
-    every call. Returns the Tokenizer and the template that the file has."""
+    """tokenizer.json of the tokenizers library. Its padding and truncation are left aside: transformers
+    resets both on every call. Returns the Tokenizer and the template that the file has."""
     data = read_json(path)
     model = data.get("model") or {}
     kind = model.get("type") or ("BPE" if "merges" in model else "Unigram" if "unk_id" in model else None)
     if kind == "BPE":
-        for name in ("dropout", "continuing_subword_prefix", "end_of_word_suffix", "ignore_merges", "byte_fallback"):
+        for name in ("dropout", "continuing_subword_prefix", "end_of_word_suffix", "ignore_merges",
+                     "byte_fallback"):
             if model.get(name):
                 raise TokenizerError(f"{path}: BPE with {name} = {model[name]!r} is not supported")
         merges = [tuple(m.split(" ")) if isinstance(m, str) else tuple(m) for m in model["merges"]]
@@ -257,13 +263,14 @@ def from_vocab_merges(folder):
     merges = []
     for number, line in enumerate((folder / "merges.txt").read_text(encoding="utf-8").split("\n"), 1):
         line = line.rstrip("\r")
-        if line.startswith("#version") or not line:   # other lines may start with #: it is a letter like any other
+        if line.startswith("#version") or not line:   # "# #" is a pair like any other
             continue
         pair = tuple(line.split(" "))
         if len(pair) != 2:
             raise TokenizerError(f"{folder / 'merges.txt'}: line {number} is not a pair: {line!r}")
         merges.append(pair)
-    tok = Tokenizer(BPE, f"{folder / 'vocab.json'} + merges.txt", read_json(folder / "vocab.json"), merges=merges)
+    path = folder / "vocab.json"
+    tok = Tokenizer(BPE, f"{path} + merges.txt", read_json(path), merges=merges)
     tok.pre = PREFIX_SPACE * bool(read_json(folder / "tokenizer_config.json").get("add_prefix_space", False))
     return tok
 
@@ -298,11 +305,12 @@ def fields(data):
 
 
 def from_spiece(folder):
-    """spiece.model alone, as transformers' T5Tokenizer (5.23) converts it: the charsmap as normalizer, white space
-    split off, pieces of the control and user-defined types as added tokens, <extra_id_k> appended.
+    """spiece.model alone, as transformers' T5Tokenizer (5.23) converts it: the charsmap as normalizer, white
+    space split off, pieces of the control and user-defined types as added tokens, <extra_id_k> appended.
     The field numbers are those of sentencepiece_model.proto."""
     path = folder / "spiece.model"
-    pieces, charsmap, spec = [], b"", {3: 1, 35: 0, 40: 0}   # model_type, byte_fallback, unk_id with their defaults
+    pieces, charsmap = [], b""
+    spec = {3: 1, 35: 0, 40: 0}   # model_type, byte_fallback and unk_id with their defaults
     try:
         for number, value in fields(path.read_bytes()):
             if number == 1:
@@ -315,8 +323,9 @@ def from_spiece(folder):
     except (IndexError, ValueError, TypeError, struct.error) as e:
         raise TokenizerError(f"{path}: not a SentencePiece model ({e})") from None
     if not pieces or spec[3] != 1 or spec[35] or spec[40] != 2:
-        raise TokenizerError(f"{path}: expected a unigram model without byte fallback and <unk> = 2, found {len(pieces)}"
-                             f" pieces, model type {spec[3]}, byte_fallback {spec[35]}, unk_id {spec[40]}")
+        raise TokenizerError(f"{path}: expected a unigram model without byte fallback and <unk> = 2, found "
+                             f"{len(pieces)} pieces, model type {spec[3]}, byte_fallback {spec[35]}, "
+                             f"unk_id {spec[40]}")
     n_extra = read_json(folder / "tokenizer_config.json").get("extra_ids", 100)
     extra = [f"<extra_id_{k}>" for k in reversed(range(n_extra))]
     names = [p for p, _, _ in pieces] + extra
@@ -332,13 +341,13 @@ def from_spiece(folder):
     return tok
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# -----------------------------------------------------------------------------------------------------------
 # Packing
 
 
 def byte_symbols():
-    """{character: byte} of GPT-2's byte-level alphabet: printable bytes stand for themselves, the other 68 for
-    U+0100.. in their order."""
+    """{character: byte} of GPT-2's byte-level alphabet: printable bytes stand for themselves, U+0100.. for
+    the other 68 in their order."""
     shown = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     hidden = [b for b in range(256) if b not in shown]
     return {**{chr(b): b for b in shown}, **{chr(256 + i): b for i, b in enumerate(hidden)}}
@@ -364,13 +373,13 @@ def model_arrays(tok):
     """The arrays of the model: byte ids and merges, or scores."""
     if tok.kind == UNIGRAM:
         if not all(math.isfinite(s) for s in tok.scores) or not 0 <= tok.unk_id < len(tok.scores):
-            raise TokenizerError(f"{tok.source}: scores that are not finite, or unk_id {tok.unk_id} out of range")
+            raise TokenizerError(f"{tok.source}: scores not finite, or unk_id {tok.unk_id} out of range")
         return np.array(tok.scores, "<f8").tobytes(), 0, len(tok.scores)
     ids = {b: tok.vocab.get(c) for c, b in byte_symbols().items()}
     missing = [b for b, i in ids.items() if i is None]
     if missing:
-        raise TokenizerError(f"{tok.source}: the vocabulary lacks the symbols of bytes {missing[:8]}, so it is not "
-                             "byte-level BPE")
+        raise TokenizerError(f"{tok.source}: the vocabulary lacks the symbols of bytes {missing[:8]}, so "
+                             "it is not byte-level BPE")
     ranked = {}
     for pair in tok.merges:   # a pair listed twice has its later rank, as in the library
         ranked.pop(pair, None)
@@ -402,9 +411,9 @@ def pack(tok):
                      for t, (i, flags) in sorted(tok.added.items(), key=lambda kv: kv[1]))
     model, n_merges, n_scores = model_arrays(tok)
     flags = CLEAN_UP * tok.clean_up | STRIP_FIRST * tok.strip_first
-    header = struct.pack("<16I", MAGIC, VERSION, tok.kind, flags, len(pieces), len(tok.added), len(tok.normalizer),
-                         tok.pre, len(tok.prefix), len(tok.suffix), n_merges, n_scores,
-                         tok.unk_id if tok.kind == UNIGRAM else 0, len(tok.charsmap), len(text), 0)
+    header = struct.pack("<16I", MAGIC, VERSION, tok.kind, flags, len(pieces), len(tok.added),
+                         len(tok.normalizer), tok.pre, len(tok.prefix), len(tok.suffix), n_merges, n_scores,
+                         max(tok.unk_id, 0), len(tok.charsmap), len(text), 0)
     ends = struct.pack(f"<{len(tok.prefix) + len(tok.suffix)}I", *tok.prefix, *tok.suffix)
     return (header + ends + steps + added + np.array(offsets, "<u4").tobytes()
             + bytes(f for _, f in pieces) + model + tok.charsmap + bytes(text))
@@ -413,9 +422,9 @@ def pack(tok):
 def read_tokenizer(folder, family):
     """The tokenizer of a Hugging Face folder, packed.
 
-    folder: path; family: "opt" or "t5". Returns a Tokenizer with .blob (bytes of the section), .source (what it came
-    from), .ids {bos, eos, pad, unk, newline, image, n_ids}: -1 where the tokenizer has none; newline is the id of
-    "\\n" as a token of its own, by which BLIP-2's OPT ends an answer. Raises TokenizerError.
+    folder: path; family: "opt" or "t5". Returns a Tokenizer with .blob (bytes of the section), .source (what
+    it came from), .ids {bos, eos, pad, unk, newline, image, n_ids}: -1 where the tokenizer has none; newline
+    is the id of "\\n" as a token of its own, by which BLIP-2's OPT ends an answer. Raises TokenizerError.
     """
     folder, template = Path(folder), None
     if (folder / "tokenizer.json").is_file():
@@ -433,12 +442,13 @@ def read_tokenizer(folder, family):
     tok.ids = {k: tok.id_of(named.get(k + "_token", "")) for k in ("bos", "eos", "pad", "unk")}
     tok.ids |= {"newline": tok.id_of("\u010a") if family == "opt" else -1, "image": tok.id_of("<image>"),
                 "n_ids": tok.n_ids}
-    # OPT has </s> in front even where a tokenizer.json was saved by a version that lost it: the slow tokenizer, with
-    # which the models were trained and LAVIS runs, always puts it there.
+    # OPT has </s> in front even where a tokenizer.json was saved by a version that lost it: the slow
+    # tokenizer, with which LAVIS runs, always puts it there.
     tok.prefix, tok.suffix = ([tok.ids["bos"]], []) if family == "opt" else ([], [tok.ids["eos"]])
     if min(tok.prefix + tok.suffix) < 0 or tok.ids["pad"] < 0:
         raise TokenizerError(f"{tok.source}: bos, eos or pad is missing from the vocabulary: {tok.ids}")
-    if template not in (None, (tok.prefix, tok.suffix)) and not (family == "opt" and template == ([], [])):
-        raise TokenizerError(f"{tok.source}: the post-processor adds {template}, expected {(tok.prefix, tok.suffix)}")
+    want = (tok.prefix, tok.suffix)
+    if template not in (None, want) and not (family == "opt" and template == ([], [])):
+        raise TokenizerError(f"{tok.source}: the post-processor adds {template}, expected {want}")
     tok.blob = pack(tok)
     return tok

@@ -1,10 +1,12 @@
-// test/test_tokenizer.c: the tokenizers against golden ids of the `tokenizers` library, and against hostile input.
+// test/test_tokenizer.c: the tokenizers against golden ids of the `tokenizers` library and hostile input.
 //
-//   test_tokenizer [FOLDER]            the tests, on the sections and golden files in FOLDER (test/data/tokenizers)
-//   test_tokenizer --encode BLOB V     for test/parity_tokenizer.py: records of a u32 length and that many bytes of
-//                                      text on stdin, a line with a JSON array of ids (or an error string) for each
-//   test_tokenizer --decode BLOB V     records of a u32 count and that many u32 ids on stdin, a line with the text as
-//                                      a JSON string for each
+//   test_tokenizer [FOLDER]          the tests, on the sections and golden files in FOLDER
+//                                    (test/data/tokenizers)
+//   test_tokenizer --encode BLOB V   for test/parity_tokenizer.py: records of a u32 length and that many
+//                                    bytes of text on stdin, a line with a JSON array of ids or an object
+//                                    with an error for each
+//   test_tokenizer --decode BLOB V   records of a u32 count and that many u32 ids on stdin, a line with the
+//                                    text as a JSON string for each
 //
 // A golden file has one case per line: "e TEXT-IN-HEX : id id ..." or "d id id ... : TEXT-IN-HEX".
 
@@ -23,7 +25,7 @@ static uint8_t *read_file(const char *path, size_t *n) {
     return data;
 }
 
-// Decodes in one go and as a stream; the stream must be valid UTF-8 at every step and give the same. -1 with e.
+// Decodes in one go and as a stream; the stream must be valid UTF-8 at every step and give the same.
 static int decode_both(Text *out, const Tokenizer *t, const int *ids, int n, Err *e) {
     Text streamed = {0};
     Stream s = {0};
@@ -142,7 +144,8 @@ static void expect_refused(Tally *tally, const Tokenizer *t, const char *text, s
     Err e = {{0}};
     int *ids;
     const int count = tokenizer_encode(&ids, t, text, n, &e);
-    EXPECT(tally, count == -1 && strstr(e.text, part), "%d ids, message \"%s\", expected \"%s\"", count, e.text, part);
+    EXPECT(tally, count == -1 && !ids && strstr(e.text, part), "%d ids, \"%s\", expected \"%s\"", count,
+           e.text, part);
     free(ids);
 }
 
@@ -160,7 +163,8 @@ static void refusals(Tally *tally, const uint8_t *blob, size_t n, int V, int ima
     Text out = {0};
     const int bad[][2] = {{V, 0}, {-1, 0}, {-2, 0}, {INT32_MAX, 0}, {5, V}};
     for (size_t i = 0; i < sizeof bad / sizeof *bad; i++)
-        EXPECT(tally, tokenizer_decode(&out, t, bad[i], 2, &e) == -1 && strstr(e.text, "token id"), "%s", e.text);
+        EXPECT(tally, tokenizer_decode(&out, t, bad[i], 2, &e) == -1 && strstr(e.text, "token id"), "%s",
+               e.text);
     out.len = 0;
     const int unused[] = {V - 1, V - 1};   // rows of the embedding without a token
     EXPECT(tally, tokenizer_decode(&out, t, unused, 2, &e) == 0 && out.len == 0, "%s", e.text);
@@ -174,8 +178,9 @@ static void refusals(Tally *tally, const uint8_t *blob, size_t n, int V, int ima
 
 static void long_texts(Tally *tally, const Tokenizer *t) {
     enum { N = 1 << 20 };
-    static const char *const units[] = {"a", "th", " ", "\n", "<", "</s", " a", "'", "!", "e\xCC\x81", "\xCC\x81",
-                                        "\xE6\x97\xA5", "\xE2\x96\x81", "9", "\xF0\x9F\x87\xA9", "x \t"};
+    static const char *const units[] = {
+        "a", "th", " ", "\n", "<", "</s", " a", "'", "!", "9", "x \t", "e\xCC\x81", "\xCC\x81",
+        "\xE6\x97\xA5", "\xE2\x96\x81", "\xF0\x9F\x87\xA9"};
     char *text = malloc(N + 8);
     CHECK(text);
     for (size_t k = 0; k < sizeof units / sizeof *units; k++) {
@@ -205,7 +210,8 @@ static void long_texts(Tally *tally, const Tokenizer *t) {
 // -fsanitize=address,undefined.) Returns 1 when the section was accepted.
 
 static int try_section(const uint8_t *bytes, size_t n, int V) {
-    static const char probe[] = "Question: is it \xEF\xAC\x81ne?\n  e\xCC\x81\t</s>\xE6\x97\xA5<extra_id_3> don't \xF0\x9F\x98\x80";
+    static const char probe[] = "Question: is it \xEF\xAC\x81ne?\n  e\xCC\x81\t</s>\xE6\x97\xA5<extra_id_3> "
+                                "don't \xF0\x9F\x98\x80";
     Err e = {{0}};
     uint8_t *exact = malloc(n ? n : 1);   // so that a read past the end is seen
     CHECK(exact);
@@ -238,7 +244,8 @@ static void damage(Tally *tally, const uint8_t *blob, size_t n, int V, const cha
             state ^= state << 13; state ^= state >> 7; state ^= state << 17;
             // half of the damage to the header and the small tables behind it
             const size_t at = (size_t)(state >> 16) % (round % 2 ? n : 256);
-            const uint8_t values[] = {0, 0xFF, 0x80, 0x7F, (uint8_t)(state >> 8), (uint8_t)(copy[at] ^ 1u << (state & 7))};
+            const uint8_t flipped = (uint8_t)(copy[at] ^ 1u << (state & 7));
+            const uint8_t values[] = {0, 0xFF, 0x80, 0x7F, (uint8_t)(state >> 8), flipped};
             copy[at] = values[state % 6];
         }
         accepted += try_section(copy, n, V);
