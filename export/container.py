@@ -148,16 +148,15 @@ def encode(x, record):
     return y
 
 
-def progress_line(done, total, state):
-    """Shows how far the export is on stderr: a line that changes on a terminal, otherwise a line every tenth."""
+def progress_line(what, done, total, state):
+    """Shows how far something is on stderr: a line that changes on a terminal, otherwise a line every tenth. state is
+    a dictionary that the caller keeps."""
     percent = 100 * done // max(total, 1)
-    if sys.stderr.isatty():
-        if percent != state.get("percent"):
-            print(f"\rwriting {done / 1e9:.2f} of {total / 1e9:.2f} GB, {percent} %", end="", file=sys.stderr)
-            if percent == 100:
-                print(file=sys.stderr)
-    elif percent // 10 != state.get("percent", 0) // 10 or not state:
-        print(f"writing {done / 1e9:.2f} of {total / 1e9:.2f} GB, {percent} %", file=sys.stderr)
+    text = f"{what}: {done / 1e9:.2f} of {total / 1e9:.2f} GB, {percent} %"
+    if sys.stderr.isatty() and percent != state.get("percent"):
+        print(f"\r{text}", end="\n" if percent == 100 else "", file=sys.stderr, flush=True)
+    elif not sys.stderr.isatty() and percent // 10 != state.get("percent", 0) // 10:
+        print(text, file=sys.stderr)
     state["percent"] = percent
 
 
@@ -176,7 +175,7 @@ def write_data(f, records, entries, chunks, file_bytes, quiet):
             f.write(data)
             written += len(data)
             if not quiet:
-                progress_line(record.offset + written, file_bytes, state)
+                progress_line("writing", record.offset + written, file_bytes, state)
         if written != record.nbytes:
             raise AssertionError(f"{entry.name}: {written} bytes came instead of {record.nbytes}")
 

@@ -29,7 +29,8 @@ default nothing is lost: bf16 when the source is bf16, otherwise f32"""
 
 def usage():
     """The command line."""
-    p = argparse.ArgumentParser(prog="export.py", description="Makes a weight file for ./blip2 out of a BLIP-2 checkpoint.",
+    p = argparse.ArgumentParser(prog="export.py",
+                                description="Makes a weight file for ./blip2 out of a BLIP-2 checkpoint.",
                                 epilog="Environment: HF_ENDPOINT, HF_TOKEN (hub), BLIP2_CACHE (folder of downloads, "
                                 "~/.cache/blip2c by default).")
     p.add_argument("src", nargs="?", metavar="SRC", help="Hugging Face folder, or hub id org/name[@revision]")
@@ -37,7 +38,8 @@ def usage():
     p.add_argument("--dtype", metavar="f32|bf16", help=HELP_DTYPE)
     p.add_argument("--lavis", nargs=2, metavar=("TYPE", "CKPT.pth"), help="a LAVIS checkpoint; TYPE is one of " +
                    ", ".join(TYPES))
-    p.add_argument("--vit", metavar="EVA.pth", help="with --lavis: eva_vit_g.pth, for checkpoints without their own ViT")
+    p.add_argument("--vit", metavar="EVA.pth",
+                   help="with --lavis: eva_vit_g.pth, for checkpoints without their own ViT")
     p.add_argument("--llm", metavar="FOLDER", help="with --lavis: folder of facebook/opt-* or google/flan-t5-*")
     p.add_argument("-q", "--quiet", action="store_true", help="no progress on stderr")
     args = p.parse_args()
@@ -70,10 +72,10 @@ def summary(s, entries, args, dtype, file_bytes, seconds):
     c = s.config
     numbers = sum(e.rows * e.cols for e in entries)
     language = f"OPT, {c['LD']} layers" if c["family"] == OPT else f"Flan-T5, {c['LE']} + {c['LD']} layers"
-    print(f"wrote {args.output}: {c['type']}, {numbers / 1e6:.1f} million parameters in {len(entries)} tensors, {dtype}, "
-          f"{file_bytes / 1e6:.1f} MB, {seconds:.0f} s")
-    print(f"  image {c['S']} x {c['S']}, ViT {c['LV']} blocks, Q-Former {c['LQ']} layers and {c['Q']} queries, {language},"
-          f" vocabulary {c['V']}")
+    print(f"wrote {args.output}: {c['type']}, {numbers / 1e6:.1f} million parameters in {len(entries)} tensors, "
+          f"{dtype}, {file_bytes / 1e6:.1f} MB, {seconds:.0f} s")
+    print(f"  image {c['S']} x {c['S']}, ViT {c['LV']} blocks, Q-Former {c['LQ']} layers and {c['Q']} queries, "
+          f"{language}, vocabulary {c['V']}")
     if dtype == "f32":
         print("  --dtype bf16 would make it about half as large")
     print(f"next: ./blip2 -m {args.output} photo.jpg")

@@ -265,7 +265,7 @@ def open_checkpoint(folder):
     s.config["type"], s.config["prompt"] = type_of(s.config)
     source = open_folder(folder)
     lookup = Lookup(lambda part: [Found(source, part.name, part.shape)], {source: IGNORED})
-    s.config["tied"] = resolve_head(lookup, s, source, "language_model.")
+    s.config["tied"] = resolve_head(lookup, s, source)
     check_config(s.config)                 # before sizes are multiplied
     entries = layout(s.config, s.vit_qkv_bias, s.opt_bias)
     lookup.collect(entries)

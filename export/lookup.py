@@ -85,19 +85,19 @@ def same(source, a, b):
     return all((x.view(np.uint32) == y.view(np.uint32)).all() for x, y in zip(source.chunks(a), source.chunks(b)))
 
 
-def resolve_head(lookup, settings, source, prefix):
+def resolve_head(lookup, settings, source, rename=lambda name: name):
     """Looks at the copies of the token embedding in a language model, as transformers 5.23 does when it loads
     (PreTrainedModel.tie_weights): names that the configuration calls tied are tied when one of them is missing or all
     are equal, and stay separate when both are there with different values. Released T5 is of the last kind although
     its configuration says tied.
 
-    prefix: of the language model's names in the source. Marks the copies as used. Returns 1 for tied, otherwise 0.
+    rename: from the Hugging Face name to the source's. Marks the copies as used. Returns 1 for tied, otherwise 0.
     Raises ExportError when the input embedding of T5's encoder or decoder is not the shared one, which the weight file
     cannot express."""
     opt = settings.config["family"] == OPT
-    token = prefix + ("model.decoder.embed_tokens.weight" if opt else "shared.weight")
-    head = prefix + "lm_head.weight"
-    copies = [] if opt else [prefix + f"{stack}.embed_tokens.weight" for stack in ("encoder", "decoder")]
+    token = rename("language_model." + ("model.decoder.embed_tokens.weight" if opt else "shared.weight"))
+    head = rename("language_model.lm_head.weight")
+    copies = [] if opt else [rename(f"language_model.{stack}.embed_tokens.weight") for stack in ("encoder", "decoder")]
     for copy in (c for c in copies if c in source.tensors and token in source.tensors):
         if not same(source, copy, token):
             raise ExportError(f"{source.path}: tensor {copy} differs from {token}, of which it should be a copy")

@@ -1,7 +1,7 @@
 """Reads tensors out of checkpoint files, a chunk at a time.
 
-In order: Info, Safetensors (one file), TorchFile (one .bin or .pth), and open_folder, which finds the weights of a Hugging
-Face folder in whichever of the four forms they have (one or several files, safetensors or .bin).
+In order: Info, Safetensors (one file), TorchFile (one .bin or .pth), and open_folder, which finds the weights of a
+Hugging Face folder in whichever of the four forms they have (one or several files, safetensors or .bin).
 
 safetensors files are read with plain reads rather than through a mapping: memory stays small, and a file that is cut
 short while it is read gives an error instead of a signal. Nothing a file says is believed before it is checked.
