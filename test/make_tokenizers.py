@@ -143,6 +143,7 @@ def unigram():
     proto = sentencepiece_model_pb2.ModelProto.FromString(model.getvalue())
     kinds = {"<pad>": 3, "</s>": 3, "<unk>": 2}   # control, control, unknown; everything else is normal, 1
     pieces = [(name, 0.0) for name in kinds] + frequent_substrings(N_UNIGRAM - len(kinds))
+    proto.normalizer_spec.ClearField("normalization_rule_tsv")   # a path of the machine that ran this
     del proto.pieces[:]
     for piece, score in pieces:
         proto.pieces.add(piece=piece, score=score, type=kinds.get(piece, 1))

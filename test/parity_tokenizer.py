@@ -36,8 +36,8 @@ TALLY = {"passed": 0, "failed": 0, "skipped": 0}
 # Texts
 
 WORDS = ("a photo of the cat dog two people standing next to Question: what color is this? Short answer: "
-         "it's don't we'll they're I've I'd I'm IT'S 3.14 2024 hello, world! (maybe) -- def f(x): return x**2 "
-         "{'k': [1, 2]} "
+         "it's don't we'll they're I've I'd I'm IT'S 3.14 2024 hello, world! (maybe) -- def f(x): return "
+         "x**2 {'k': [1, 2]} "
          "na\u00efve caf\u00e9 \u00fcber stra\u00dfe Gr\u00f6\u00dfe").split()
 SPACES = [" ", "  ", "   ", "\n", "\n\n", "\t", "\r\n", "\r", "\u00a0", "\u3000", "\u2003", "\u200b",
           "\u2028", "\u0085", "\x0b", "\x0c", "\u1680", "\ufeff", "\u180e"]
