@@ -42,7 +42,8 @@ enum {
     NC = 128,                // columns of out in a job, a multiple of every NR
     MR_MAX = 14, NR_MAX = 32,
     NC_STACK = 96,           // the same for products that pack on the stack: a head of 64, 80 or 88 fits
-    CHUNK_BYTES = 128 << 10, // weights in a job of the memory-bound way
+    CHUNK_BYTES = 256 << 10, // weights in a job of the memory-bound way
+    AHEAD = 4096,
     PACK_FLOATS = NC * KC + MR_MAX * XS
 };
 

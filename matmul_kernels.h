@@ -69,6 +69,10 @@ static TARGET void NAME(tile)(float *out, size_t ldo, const float *base, size_t 
 // ---------------------------------------------------------------------------------------------------------
 // x (T,C), w (n,C) -> out (T,n) = bias + scale * x w^T for T <= ROWS_MAX. Each weight is read once and used for all T.
 // Every sum goes over C in steps of a vector, then over the vector: the same order for any T and n.
+//
+// rw rows of w meet T rows of x at a time, so that loads are shared; but memory is fastest when it is read as one
+// stream. So the rows come from the level 2 cache, and what is asked of memory, in order of address, is the same
+// position of the next rw rows, AHEAD bytes on.
 
 INLINE V NAME(load_w)(const void *w, size_t i, int dtype) {
     return dtype == DT_BF16 ? WIDEN((const uint16_t *)w + i) : NAME(load)((const float *)w + i);
@@ -81,8 +85,12 @@ INLINE void NAME(rows_rw)(float *out, size_t ldo, const float *x, size_t ldx, co
     for (int t = 0; t < T; t++)
 #pragma GCC unroll 16
         for (int r = 0; r < rw; r++) acc[r][t] = NAME(splat)(0);
+    const size_t step = (size_t)rw * VW * (dtype == DT_BF16 ? 2 : 4);    // bytes
+    const char *ahead = (const char *)w + ldw * step / VW + AHEAD;
     int c = 0;
-    for (; c + VW <= C; c += VW) {
+    for (; c + VW <= C; c += VW, ahead += step) {
+#pragma GCC unroll 16
+        for (size_t i = 0; i < step; i += 64) __builtin_prefetch(ahead + i, 0, 2);
 #pragma GCC unroll 16
         for (int r = 0; r < rw; r++) wv[r] = NAME(load_w)(w, r * ldw + c, dtype);
 #pragma GCC unroll 16
@@ -102,7 +110,8 @@ INLINE void NAME(rows_rw)(float *out, size_t ldo, const float *x, size_t ldx, co
 
 INLINE void NAME(rows_t)(float *out, size_t ldo, const float *x, size_t ldx, const void *w, size_t ldw,
                          const float *bias, float scale, int T, int n, int C, int dtype) {
-    const int rw = VW == 16 ? (T <= 6 ? 4 : 2) : T <= 2 ? 4 : T <= 6 ? 2 : 1;   // rw * (T + 1) + 1 registers
+    // rw * (T + 1) + 1 registers, of 16 or 32. For one row of x the fewest rows of w that hide the latency of FMA.
+    const int rw = VW == 16 ? (T < 4 ? T : 4) : T == 3 || T == 4 ? 3 : 2;
     const size_t size = dtype == DT_BF16 ? 2 : 4;
     int j = 0;
     for (; j + rw <= n; j += rw)
@@ -115,10 +124,17 @@ INLINE void NAME(rows_t)(float *out, size_t ldo, const float *x, size_t ldx, con
 
 static TARGET void NAME(rows)(float *out, size_t ldo, const float *x, size_t ldx, const void *w, size_t ldw,
                               const float *bias, float scale, int T, int n, int C, int dtype) {
+    const size_t size = dtype == DT_BF16 ? 2 : 4;
+    const int half = (T + 1) / 2;
+    if (T > 6)      // too many sums for the registers: two halves, the second one of 16 rows still in the cache
+        for (int j = 0; j < n; j += 16)
+            for (int t = 0; t < T; t += half)
+                NAME(rows)(out + t * ldo + j, ldo, x + t * ldx, ldx, (const char *)w + j * ldw * size, ldw,
+                           bias ? bias + j : NULL, scale, t ? T - half : half, n - j < 16 ? n - j : 16, C, dtype);
 #define CASE(t) \
     case 2 * t: NAME(rows_t)(out, ldo, x, ldx, w, ldw, bias, scale, t, n, C, DT_F32); break; \
     case 2 * t + 1: NAME(rows_t)(out, ldo, x, ldx, w, ldw, bias, scale, t, n, C, DT_BF16); break;
-    switch (2 * T + (dtype == DT_BF16)) { CASE(1) CASE(2) CASE(3) CASE(4) CASE(5) CASE(6) CASE(7) CASE(8) }
+    switch (2 * T + (dtype == DT_BF16)) { CASE(1) CASE(2) CASE(3) CASE(4) CASE(5) CASE(6) }
 #undef CASE
 }
 
