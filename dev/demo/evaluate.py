@@ -59,7 +59,7 @@ def make_set(args, folder, keep, compositions):
 
 def run_program(args, prompts, images):
     """One call of the program -> {(image, prompt): text}. Anything unexpected in its output is an error."""
-    command = [args.program, "-m", args.model, "--json", "-t", str(args.threads), "-n", "40"]
+    command = [args.program, "-m", args.model, "--json", "-b", "1", "-n", "40", "-t", str(args.threads)]
     for p in prompts:
         command += ["-p", p]
     done = subprocess.run(command + images, capture_output=True, text=True)

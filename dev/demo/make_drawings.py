@@ -1,7 +1,7 @@
 """Makes folders of drawings, with their index, from public packages.
 
     python dev/demo/make_drawings.py iconify     --package node_modules/@iconify-json/noto --style noto \
-                                                 --names INDEX --out drawings
+                                                 --nouns INDEX --out drawings
     python dev/demo/make_drawings.py openclipart --package openclipart --nouns INDEX --out drawings
     python dev/demo/make_drawings.py fonts       --package qtawesome   --nouns INDEX --out drawings
 
@@ -10,8 +10,8 @@ Each writes <out>/<style>/*.png, 128x128 with transparency, and <out>/<style>.ts
 iconify: the SVGs in the icons.json of an npm package @iconify-json/NAME, drawn by `rsvg-convert` (Debian:
     librsvg2-bin). The styles used are noto 1.2.9, noto-v1 1.2.5, fluent-emoji-flat 1.2.6, twemoji 1.2.5 and
     fxemoji 1.2.2; fluent-3d (@lobehub/fluent-emoji-3d 1.1.0) holds ready pictures that only need shrinking.
-    INDEX is a table with the columns codepoint, noun, plural, category, cldr_name; the name of an icon is its
-    CLDR name in small letters with dashes.
+    INDEX is a table with the columns codepoint, noun, plural, category, cldr_name; an icon is found through the
+    package's chars.json or through its name.
 openclipart: the Debian package openclipart-png 0.18 (public domain): `apt-get download openclipart-png`, then
     `dpkg-deb -x` into a folder. Which picture shows which noun was chosen by eye: openclipart.tsv.
 fonts: the Python package qtawesome 1.4.2: `pip download --no-deps qtawesome`, then unzip. It holds the fonts
@@ -84,18 +84,26 @@ class Out:
             print(f"{style}: {len(rows)} drawings")
 
 
+def squashed(name):
+    return "".join(c for c in name.lower() if c.isalnum())
+
+
 def from_iconify(args, out):
     with open(os.path.join(args.package, "icons.json"), encoding="utf-8") as f:
         pack = json.load(f)
-    missing = []
+    chars = os.path.join(args.package, "chars.json")             # code point -> name, where the package has it
+    by_code = {}
+    if os.path.exists(chars):
+        with open(chars, encoding="utf-8") as f:
+            by_code = json.load(f)
+    by_name = {squashed(n): n for n in pack["icons"]}
     with open(args.nouns, encoding="utf-8", newline="") as f:
         rows = {r["codepoint"]: r for r in csv.DictReader(f, delimiter="\t")}
+    missing = []
     for code, r in rows.items():
-        name = "".join(c if c.isalnum() else "-" for c in r["cldr_name"].lower())
-        name = name.strip("-").replace("--", "-")
-        icon = pack["icons"].get(name)
+        icon = pack["icons"].get(by_code.get(code) or by_name.get(squashed(r["cldr_name"])))
         if icon is None:
-            missing.append(name)
+            missing.append(r["cldr_name"])
             continue
         w, h = icon.get("width", pack.get("width", 16)), icon.get("height", pack.get("height", 16))
         svg = f'<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" ' \
@@ -104,7 +112,7 @@ def from_iconify(args, out):
                              capture_output=True).stdout
         out.add(Image.open(io.BytesIO(png)).convert("RGBA"), args.style, code, r["noun"], args.licence)
     if missing:
-        print(f"not in {args.style}: {' '.join(missing)}")
+        print(f"not in {args.style}: {', '.join(missing)}")
 
 
 def from_openclipart(args, out):
@@ -139,7 +147,7 @@ def main():
     ap = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     ap.add_argument("kind", choices=["iconify", "openclipart", "fonts"])
     ap.add_argument("--package", required=True, help="the folder of the unpacked package")
-    ap.add_argument("--nouns", "--names", required=True, help="a table with noun, plural, category")
+    ap.add_argument("--nouns", required=True, help="a table with noun, plural, category")
     ap.add_argument("--style", help="iconify: what to call the style")
     ap.add_argument("--licence", default="", help="iconify: as the package states it")
     ap.add_argument("--out", required=True)

@@ -303,7 +303,7 @@ def main():
     ap.add_argument("--lr", type=float, default=.008, help="of Muon")
     ap.add_argument("--vit-speed", type=float, default=.4, help="learning rate of the ViT in stage blip")
     ap.add_argument("--texts", type=int, default=5, help="texts for each picture")
-    ap.add_argument("--vocab", type=int, default=800)
+    ap.add_argument("--vocab", type=int, default=680)
     ap.add_argument("--seed", type=int, default=1)
     args = ap.parse_args()
     torch.set_num_threads(1)
