@@ -60,6 +60,7 @@ typedef struct {   // everything that must survive a longjmp
     Image *im;
     Err *e;
     JSAMPLE *row;
+    bool complete;   // all rows have been read
 } Jpeg;
 
 static void jpeg_error(j_common_ptr j) {
@@ -80,10 +81,16 @@ static void jpeg_message(j_common_ptr j, int level) {
 
 static void jpeg_nothing(j_decompress_ptr j) { (void)j; }
 
-// libjpeg asks for more than the file has. Pillow, too, refuses such a file; libjpeg by itself would go on
-// with grey.
+// libjpeg asks for more than the file has. Pillow, too, refuses such a file, unless all rows are there;
+// libjpeg by itself would go on with grey.
 static boolean jpeg_end_of_data(j_decompress_ptr j) {
+    static const JOCTET end_of_image[2] = {0xFF, JPEG_EOI};
     Jpeg *job = j->client_data;
+    if (job->complete) {
+        j->src->next_input_byte = end_of_image;
+        j->src->bytes_in_buffer = sizeof end_of_image;
+        return TRUE;
+    }
     if (j->output_scanline > 0)
         fail(job->e, "cut off JPEG: its data ends by row %u of %u", j->output_scanline, j->output_height);
     else fail(job->e, "cut off JPEG: its data ends before the image is complete");
@@ -92,7 +99,10 @@ static boolean jpeg_end_of_data(j_decompress_ptr j) {
 
 static void jpeg_skip(j_decompress_ptr j, long n) {
     if (n <= 0) return;
-    if ((size_t)n > j->src->bytes_in_buffer) jpeg_end_of_data(j);
+    if ((size_t)n > j->src->bytes_in_buffer) {
+        jpeg_end_of_data(j);
+        return;
+    }
     j->src->next_input_byte += n;
     j->src->bytes_in_buffer -= (size_t)n;
 }
@@ -138,7 +148,9 @@ static int jpeg_run(Jpeg *job, const uint8_t *p, size_t n, uint64_t max_pixels) 
         if (samples == 4) cmyk_to_rgb(out, job->row, W);
         for (size_t x = 0; samples == 1 && x < W; x++) memset(out + 3 * x, job->row[x], 3);
     }
-    return 0;  // what comes after the last row, even a missing end, is no concern of ours
+    job->complete = true;
+    jpeg_finish_decompress(j);  // an error here, such as a marker that makes no sense, tells of damage before
+    return 0;
 }
 
 int image_decode_jpeg(Image *im, const uint8_t *p, size_t n, uint64_t max_pixels, Err *e) {

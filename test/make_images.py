@@ -1,9 +1,9 @@
-"""make_images.py: images of every kind that image.c reads, made from scratch, with the pixels Pillow gives them.
+"""make_images.py: images of every kind that image.c reads, from scratch, with the pixels Pillow gives them.
 
-In order: pixels, writers for what Pillow cannot write (PNG with any depth, filter and interlacing; GIF; BMP), the
-catalogue of cases, the truth by Pillow, the committed test images. Pillow 11.3.0 is the reference.
+In order: pixels, writers for what Pillow cannot write (PNG with any depth, filter and interlacing; GIF; BMP),
+the catalogue of cases, the truth by Pillow, the committed test images. Pillow 11.3.0 is the reference.
 
-    python test/make_images.py        writes test/data/images/ anew (make parity runs the whole catalogue instead)
+    python test/make_images.py        writes test/data/images/ anew (parity_image.py runs the whole catalogue)
 
 expected.txt there has a line per file: name, W, H, CRC-32 of the RGB bytes, then the same after EXIF turning.
 """
@@ -22,10 +22,11 @@ HERE = pathlib.Path(__file__).parent / "data" / "images"
 
 
 def pixels(W, H, C, seed=0, most=255):
-    """(H, W, C) ints 0..most: gradients with some noise, so that every filter and coder has something to do."""
+    """(H, W, C) ints 0..most: gradients with some noise, so that every filter and coder has work to do."""
     rng = np.random.default_rng(seed)
     y, x, c = np.mgrid[0:H, 0:W, 0:C]
-    v = (np.sin(x / 5 + c) + np.cos(y / 7 - c) + 2) / 4 * most + rng.integers(-most // 8 - 1, most // 8 + 2, (H, W, C))
+    v = (np.sin(x / 5 + c) + np.cos(y / 7 - c) + 2) / 4 * most
+    v += rng.integers(-most // 8 - 1, most // 8 + 2, (H, W, C))
     return np.clip(v, 0, most).astype(np.int64)
 
 
@@ -72,7 +73,7 @@ ADAM7 = [(0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (
 
 
 def make_png(px, depth, ctype, interlace=False, palette=None, before=b"", after=b"", pieces=1):
-    """A PNG of px (H, W, C); palette (n, 3); before and after: chunks in front of and behind the pixel data."""
+    """A PNG of px (H, W, C); palette (n, 3); before and after: chunks around the pixel data."""
     H, W, _ = px.shape
     rng = random.Random(W * 31 + H)
     if interlace:
@@ -129,7 +130,8 @@ def lzw(indices, bits):
     return b"".join(bytes([len(out[i:i + 255])]) + out[i:i + 255] for i in range(0, len(out), 255)) + b"\0"
 
 
-def make_gif(canvas, frame, px, bits, global_pal=None, local_pal=None, transparent=None, interlace=False, extra=b""):
+def make_gif(canvas, frame, px, bits, global_pal=None, local_pal=None, transparent=None, interlace=False,
+             extra=b""):
     """canvas (W, H), frame (x, y), px (h, w) indices below 1 << bits; palettes of 1 << bits colours."""
     h, w = px.shape
     pal = lambda p: bytes(np.asarray(p, np.uint8).reshape(-1).tolist()) if p is not None else b""
@@ -147,15 +149,16 @@ def make_gif(canvas, frame, px, bits, global_pal=None, local_pal=None, transpare
 # ---------------------------------------------------------------------------------------------------------
 # BMP
 
-def make_bmp(W, H, bits, rows, header=40, compression=0, palette=None, masks=(), top_first=False, colors=None,
+def make_bmp(W, H, bits, rows, header=40, compression=0, palette=None, masks=(), top_first=False,
              forget_palette=False):
     """rows: bytes after padding, in file order. palette (n, 3) RGB."""
     palette = None if palette is None else np.asarray(palette).reshape(-1, 3)
     if header == 12:
         head = struct.pack("<IHHHH", 12, W, H, 1, bits)
     else:
-        head = struct.pack("<IiiHHIIiiII", 40, W, -H if top_first else H, 1, bits, compression, len(rows), 0, 0,
-                           (len(palette) if colors is None else colors) if palette is not None else 0, 0)
+        colors = 0 if palette is None else len(palette)
+        head = struct.pack("<IiiHHIIiiII", 40, W, -H if top_first else H, 1, bits, compression, len(rows), 0,
+                           0, colors, 0)
         head = struct.pack("<I", header) + head[4:]
         masks = struct.pack(f"<{len(masks)}I", *masks)
         head = head + masks if header == 40 else (head + masks + bytes(header))[:header]
@@ -219,20 +222,23 @@ def image(W, H, mode, seed=0):
 
 
 def png_cases(W, H):
-    for ctype, channels, depths in ((0, 1, (1, 2, 4, 8, 16)), (2, 3, (8, 16)), (3, 1, (1, 2, 4, 8)), (4, 2, (8, 16)),
-                                    (6, 4, (8, 16))):
+    kinds = (0, 1, (1, 2, 4, 8, 16)), (2, 3, (8, 16)), (3, 1, (1, 2, 4, 8)), (4, 2, (8, 16)), (6, 4, (8, 16))
+    for ctype, channels, depths in kinds:
         for depth in depths:
             px = pixels(W, H, channels, depth, (1 << depth) - 1)
             pal = pixels(1 << depth, 1, 3, 5) if ctype == 3 else None
             for inter in (False, True):
-                yield f"png-type{ctype}-{depth}bit{'-adam7' * inter}.png", make_png(px, depth, ctype, inter, pal)
+                name = f"png-type{ctype}-{depth}bit{'-adam7' * inter}.png"
+                yield name, make_png(px, depth, ctype, inter, pal)
     px = pixels(W, H, 3, 9)
     gray, index = px[:, :, :1], px[:, :, :1]
     gamma = chunk(b"gAMA", struct.pack(">I", 22000))
     yield "png-gamma-pieces.png", make_png(px, 8, 2, before=gamma, pieces=7)
-    yield "png-trns-rgb.png", make_png(px, 8, 2, before=chunk(b"tRNS", struct.pack(">HHH", *px[0, 0].tolist())))
-    yield "png-trns-grey.png", make_png(gray, 8, 0, before=chunk(b"tRNS", struct.pack(">H", int(gray[0, 0, 0]))))
-    yield "png-trns-palette.png", make_png(index, 8, 3, palette=pixels(256, 1, 3), before=chunk(b"tRNS", bytes(range(99))))
+    r, g, b = (chunk(b"tRNS", struct.pack(">H", v)) for v in px[0, 0].tolist())
+    yield "png-trns-grey.png", make_png(gray, 8, 0, before=r)
+    rgb, alphas = chunk(b"tRNS", r[8:10] + g[8:10] + b[8:10]), chunk(b"tRNS", bytes(range(99)))
+    yield "png-trns-rgb.png", make_png(px, 8, 2, before=rgb)
+    yield "png-trns-palette.png", make_png(index, 8, 3, palette=pixels(256, 1, 3), before=alphas)
     yield "png-short-palette.png", make_png(index, 8, 3, palette=pixels(60, 1, 3))
     for mode in ("1", "L", "LA", "P", "RGB", "RGBA"):
         yield f"png-pillow-{mode}.png", saved(image(W, H, mode), "PNG")
@@ -265,7 +271,8 @@ def webp_cases(W, H):
         yield f"webp-{mode}-lossless.webp", saved(im, "WEBP", lossless=True)
         yield f"webp-{mode}-exact.webp", saved(im, "WEBP", lossless=True, exact=True)
         more = [image(W, H, mode, seed) for seed in (1, 2)]
-        yield f"webp-{mode}-animated.webp", saved(im, "WEBP", save_all=True, append_images=more, lossless=True)
+        yield (f"webp-{mode}-animated.webp",
+               saved(im, "WEBP", save_all=True, append_images=more, lossless=True))
     yield "webp-grey.webp", saved(image(W, H, "L"), "WEBP")
 
 
@@ -274,7 +281,8 @@ def gif_cases(W, H):
         px = pixels(W, H, 1, bits, (1 << bits) - 1)[:, :, 0]
         pal = pixels(1 << bits, 1, 3, 3)
         for inter in (False, True):
-            yield f"gif-{bits}bit{'-interlaced' * inter}.gif", make_gif((W, H), (0, 0), px, bits, pal, interlace=inter)
+            name = f"gif-{bits}bit{'-interlaced' * inter}.gif"
+            yield name, make_gif((W, H), (0, 0), px, bits, pal, interlace=inter)
     px, pal, other = pixels(W, H, 1, 4, 15)[:, :, 0], pixels(16, 1, 3, 3), pixels(16, 1, 3, 4)
     ramp = np.repeat(np.arange(16), 3)
     comment = b"!\xfe\x05hello\0!\xff\x0bNETSCAPE2.0\x03\1\0\0\0"
@@ -284,12 +292,14 @@ def gif_cases(W, H):
     yield "gif-local-ramp.gif", make_gif((W, H), (0, 0), px, 4, None, ramp)
     yield "gif-transparent.gif", make_gif((W, H), (0, 0), px, 4, pal, transparent=5)
     yield "gif-inside.gif", make_gif((W + 9, H + 4), (3, 2), px, 4, pal)
-    yield "gif-inside-transparent.gif", make_gif((W + 9, H + 4), (5, 1), px, 4, pal, transparent=7, interlace=True)
+    yield ("gif-inside-transparent.gif",
+           make_gif((W + 9, H + 4), (5, 1), px, 4, pal, transparent=7, interlace=True))
     yield "gif-sticks-out.gif", make_gif((max(1, W // 2), H), (2, 3), px, 4, pal)
     high = pixels(W, H, 1, 4, 200)[:, :, 0]
     short = make_gif((W, H), (0, 0), high, 8, pixels(256, 1, 3, 3))  # then cut its palette to 16 colours
-    yield "gif-short-palette.gif", short[:10] + bytes([0x83]) + short[11:13 + 48] + short[13 + 768:]
-    yield "gif-short-ramp.gif", short[:10] + bytes([0x83]) + short[11:13] + bytes(ramp.tolist()) + short[13 + 768:]
+    head, rest = short[:10] + bytes([0x83]) + short[11:13], short[13 + 768:]
+    yield "gif-short-palette.gif", head + short[13:13 + 48] + rest
+    yield "gif-short-ramp.gif", head + bytes(ramp.tolist()) + rest
     yield "gif-pillow.gif", saved(image(W, H, "P"), "GIF")
     yield "gif-pillow-animated.gif", saved(image(W, H, "RGB"), "GIF", save_all=True,
                                           append_images=[image(W, H, "RGB", s) for s in (1, 2)])
@@ -300,17 +310,19 @@ def bmp_cases(W, H):
     for bits in (1, 4, 8):
         px, pal = pixels(W, H, 1, bits, (1 << bits) - 1)[:, :, 0], pixels(1 << bits, 1, 3, 3)
         for header in (12, 40, 64, 108, 124):
-            yield f"bmp-{bits}bit-h{header}.bmp", make_bmp(W, H, bits, bmp_rows(px, bits), header, palette=pal)
+            data = make_bmp(W, H, bits, bmp_rows(px, bits), header, palette=pal)
+            yield f"bmp-{bits}bit-h{header}.bmp", data
         yield f"bmp-{bits}bit-top.bmp", make_bmp(W, H, bits, bmp_rows(px, bits), palette=pal, top_first=True)
     px = pixels(W, H, 1, 7, 9)[:, :, 0]
     yield "bmp-10-colours.bmp", make_bmp(W, H, 8, bmp_rows(px, 8), palette=pixels(10, 1, 3))
     yield "bmp-beyond-palette.bmp", make_bmp(W, H, 8, bmp_rows(px, 8), palette=pixels(6, 1, 3))
-    yield "bmp-forgotten-palette.bmp", make_bmp(W, H, 8, bmp_rows(px, 8), palette=pixels(10, 1, 3), forget_palette=True)
+    yield ("bmp-forgotten-palette.bmp",
+           make_bmp(W, H, 8, bmp_rows(px, 8), palette=pixels(10, 1, 3), forget_palette=True))
     ramp = np.repeat(np.arange(256), 3).reshape(256, 3)
     yield "bmp-grey.bmp", make_bmp(W, H, 8, bmp_rows(pixels(W, H, 1)[:, :, 0], 8), palette=ramp)
     wide = pixels(W, H, 1, 3, (1 << 31) - 1)[:, :, 0]
-    for bits, masks in ((16, ()), (16, (0xF800, 0x7E0, 0x1F)), (16, (0x7C00, 0x3E0, 0x1F)), (24, ()), (32, ()),
-                        (32, (0xFF0000, 0xFF00, 0xFF)), (32, (0xFF000000, 0xFF0000, 0xFF00)),
+    for bits, masks in ((16, ()), (24, ()), (32, ()),
+                        (16, (0xF800, 0x7E0, 0x1F)), (16, (0x7C00, 0x3E0, 0x1F)), (32, (0xFF0000, 0xFF00, 0xFF)), (32, (0xFF000000, 0xFF0000, 0xFF00)),
                         (32, (0xFF000000, 0xFF00, 0xFF))):
         rows = bmp_rows(wide & ((1 << bits) - 1), bits)
         for header in (40, 56, 124):
@@ -325,7 +337,8 @@ def bmp_cases(W, H):
         px = np.repeat(pixels(W, H, 1, 3, (1 << bits) - 1)[:, ::3, 0], 3, 1)[:, :W]
         px[:, W // 2:] = pixels(W, H, 1, 8, (1 << bits) - 1)[:, W // 2:, 0]
         pal = pixels(1 << bits, 1, 3, 3)
-        yield f"bmp-rle{bits}.bmp", make_bmp(W, H, bits, bmp_rle(px, four, rng), compression=2 if four else 1, palette=pal)
+        data = make_bmp(W, H, bits, bmp_rle(px, four, rng), compression=2 if four else 1, palette=pal)
+        yield f"bmp-rle{bits}.bmp", data
     for mode in ("1", "L", "P", "RGB", "RGBA"):
         yield f"bmp-pillow-{mode}.bmp", saved(image(W, H, mode), "BMP")
 
@@ -341,7 +354,8 @@ def pnm_cases(W, H):
             px = pixels(W, H, C, 3, maxval).reshape(H, -1)
             head = f"P{kind}\n#c\n{W} {H}\n{maxval}\n".encode()
             size = "B" if maxval < 256 else "H"
-            yield f"pnm-p{kind}-{maxval}.pnm", head + struct.pack(f">{px.size}{size}", *px.reshape(-1).tolist())
+            data = struct.pack(f">{px.size}{size}", *px.reshape(-1).tolist())
+            yield f"pnm-p{kind}-{maxval}.pnm", head + data
             rows = "# c\n".join(" ".join(map(str, r)) + " " for r in px.tolist())
             yield f"pnm-p{kind - 3}-{maxval}.pnm", f"P{kind - 3} {W}\t{H} #c\n{maxval}\n{rows}\n".encode()
 

@@ -1,7 +1,8 @@
-// test/test_image.c: image reading and resizing against values from Pillow 11.3.0, and against everything hostile.
+// test/test_image.c: image reading and resizing against values from Pillow 11.3.0, and against everything
+// hostile.
 //
-// In order: CRC-32 and small files, resizing, the images of test/data/images, refused files, limits, standard input,
-// thousands of damaged files, the negative control, a command line for test/parity_image.py.
+// In order: CRC-32 and small files, resizing, the images of test/data/images, refused files, limits, standard
+// input, thousands of damaged files, the negative control, a command line for test/parity_image.py.
 // Run from the repository root. Needs no Python; the images and their CRCs come from test/make_images.py.
 
 #include "../image.h"
@@ -102,7 +103,7 @@ static void test_resize(Tally *t) {
         EXPECT(t, image_resize(out, rgb, shapes[i][0], shapes[i][1], 224, &e) == 0, "%s", e.text);
         size_t same = 0;
         for (size_t k = 0; k < N; k++) same += out[k] == 201;
-        EXPECT(t, same == N, "%d x %d: %zu of %zu bytes kept their value", shapes[i][0], shapes[i][1], same, N);
+        EXPECT(t, same == N, "%d x %d: %zu of %zu bytes kept", shapes[i][0], shapes[i][1], same, N);
         free(rgb);
         free(out);
     }
@@ -240,8 +241,8 @@ static void test_limits(Tally *t, const char *dir) {
     opt = image_defaults();
     opt.max_pixels = 13 * 9 - 1;
     const char *all[] = {small, DATA "png-type2-8bit-adam7.png", DATA "gif-8bit.gif", DATA "bmp-8bit-h40.bmp",
-                         DATA "bmp-rle8.bmp", DATA "pnm-p3-255.pnm", DATA "pnm-p6-255.pnm", DATA "jpeg-sub2.jpg",
-                         DATA "webp-RGB.webp", DATA "webp-RGBA-animated.webp"};
+                         DATA "bmp-rle8.bmp", DATA "pnm-p3-255.pnm", DATA "pnm-p6-255.pnm",
+                         DATA "jpeg-sub2.jpg", DATA "webp-RGB.webp", DATA "webp-RGBA-animated.webp"};
     for (size_t i = 0; i < sizeof all / sizeof *all; i++) {
         if (ends_with(all[i], ".webp") && skipped(all[i])) SKIP(t, "%s", all[i]);
         else refuse(t, all[i], &opt, "13 x 9 pixels are more than the limit of 116");
@@ -298,8 +299,9 @@ static void test_stdin(Tally *t, const Expected *want) {
 }
 
 // ---------------------------------------------------------------------------------------------------------
-// Damage: bytes changed, files cut off. The parent survives and gets an answer; a file that lost its end is an
-// error or a warning, unless all pixels are there. With our own decoders and libjpeg, libwebp no child crashes.
+// Damage: bytes changed, files cut off. The parent survives and gets an answer; a file that lost its end is
+// an error or a warning, unless all pixels are there. With our own decoders and libjpeg, libwebp no child
+// crashes.
 
 static uint32_t next_random(uint64_t *state) {
     *state = *state * 6364136223846793005u + 1442695040888963407u;
@@ -341,7 +343,8 @@ static void test_damage(Tally *t, const Expected *list, size_t n, int rounds) {
     uint64_t rng = 20230130;
     int counts[3] = {0};
     for (size_t i = 0; i < n; i++) {
-        // The packaged stb_image crashes on some damaged JPEGs; what the parent makes of that is tested by hand.
+        // The packaged stb_image crashes on some damaged JPEGs; what the parent makes of that is tested by
+        // hand.
         if (ends_with(list[i].name, ".jpg") && !strstr(image_formats(), "libjpeg")) continue;
         size_t size = 0;
         uint8_t *bytes = load(list[i].path, &size);
@@ -349,7 +352,8 @@ static void test_damage(Tally *t, const Expected *list, size_t n, int rounds) {
         if (bytes) damage_one(t, &list[i], bytes, size, &rng, rounds, counts);
         free(bytes);
     }
-    fprintf(stderr, "damaged files: %d refused, %d read with a warning, %d read\n", counts[0], counts[1], counts[2]);
+    fprintf(stderr, "damaged files: %d refused, %d read with a warning, %d read\n", counts[0], counts[1],
+            counts[2]);
     EXPECT(t, counts[0] > 500 && counts[2] > 80, "the damage does not reach the decoders");
 }
 
@@ -365,7 +369,8 @@ static void test_control(Tally *t, const Expected *x) {
     EXPECT(t, image_resize(a, im.rgb, im.W, im.H, 64, &e) == 0, "%s", e.text);
     im.rgb[0] ^= 1;
     EXPECT(t, crc_of(&im) != x->crc[0], "a changed pixel has the same CRC");
-    EXPECT(t, image_resize(b, im.rgb, im.W, im.H, 64, &e) == 0 && memcmp(a, b, sizeof a) != 0, "resized alike");
+    EXPECT(t, image_resize(b, im.rgb, im.W, im.H, 64, &e) == 0, "%s", e.text);
+    EXPECT(t, memcmp(a, b, sizeof a) != 0, "a changed pixel resizes to the same pixels");
     image_free(&im);
     // and no child is left behind
     EXPECT(t, waitpid(-1, NULL, WNOHANG) == -1 && errno == ECHILD, "a zombie is left");
@@ -384,7 +389,8 @@ static int command(int argc, char **argv) {
     if (resize) {
         const int S = atoi(argv[3]);
         uint8_t *out = malloc((size_t)S * (size_t)S * 3);
-        if (!out || image_resize(out, im.rgb, im.W, im.H, S, &e) != 0) return fprintf(stderr, "%s\n", e.text), 1;
+        CHECK(out);
+        if (image_resize(out, im.rgb, im.W, im.H, S, &e) != 0) return fprintf(stderr, "%s\n", e.text), 1;
         free(im.rgb);
         im.rgb = out;
         im.W = im.H = S;
