@@ -24,6 +24,9 @@ def pixel_values(path, side):
     return np.ascontiguousarray(((x - MEAN) / STD).transpose(2, 0, 1))
 
 
+torch.set_num_threads(1)   # faster than two for models this small
+
+
 class Truth:
     """A Hugging Face BLIP-2 folder in float32 with eager attention.
 
@@ -53,10 +56,10 @@ class Truth:
         return ids + [1] if self.t5 else [self.tokenizer.bos_token_id] + ids
 
     def inputs(self, pixels, prompt_ids):
-        """What Blip2Processor would hand to generate(): placeholders for the queries, then the prompt."""
+        """What Blip2Processor would hand to generate(): placeholders for the queries, then the prompt. pixels (B,3,S,S)."""
         image = [self.config.image_token_index] * self.config.num_query_tokens
-        ids = torch.tensor([image + list(prompt_ids)])
-        return {"pixel_values": torch.from_numpy(pixels)[None], "input_ids": ids, "attention_mask": torch.ones_like(ids)}
+        ids = torch.tensor([image + list(prompt_ids)] * len(pixels))
+        return {"pixel_values": torch.from_numpy(pixels), "input_ids": ids, "attention_mask": torch.ones_like(ids)}
 
     def watched(self):
         """Name -> module of every stage that --dump writes, in order of execution."""
@@ -86,7 +89,7 @@ class Truth:
                 if name not in seen:   # the vision model applies post_layernorm once more to CLS; T5 goes on decoding
                     seen[name] = out.float().numpy().reshape(-1, out.shape[-1]).copy()
             hooks.append(module.register_forward_hook(keep))
-        out = self.model.generate(**self.inputs(pixels, prompt_ids), max_new_tokens=1, num_beams=1, do_sample=False,
+        out = self.model.generate(**self.inputs(pixels[None], prompt_ids), max_new_tokens=1, num_beams=1, do_sample=False,
                                   return_dict_in_generate=True, output_logits=True)
         for hook in hooks:
             hook.remove()
@@ -96,7 +99,10 @@ class Truth:
     @torch.no_grad()
     def answers(self, pixels, prompt_ids, beams=1, captions=1, max_new=30, min_new=0, length_penalty=1.0,
                 repeat_penalty=1.0):
-        """[(token ids without prompt and end token, sequences_scores or None, stopped), ...], best first."""
+        """For each of pixels (B,3,S,S): [(token ids without prompt and end token, score, stopped), ...], best first.
+
+        The score is sequences_scores for beams, the sum of the log-probabilities up to the end token otherwise.
+        """
         inputs = self.inputs(pixels, prompt_ids)
         out = self.model.generate(
             **inputs, num_beams=beams, num_return_sequences=captions, max_new_tokens=max_new,
@@ -108,13 +114,21 @@ class Truth:
         result = []
         for i, row in enumerate(out.sequences[:, start:].tolist()):
             stopped = eos in row
-            tokens = row[:row.index(eos)] if stopped else row
+            tokens = row[:row.index(eos)] if stopped else self.without_padding(row)
             if beams > 1:
                 score = float(out.sequences_scores[i])
             else:
-                score = sum(float(torch.log_softmax(out.logits[t][i], -1)[token]) for t, token in enumerate(row))
+                counted = row[:len(tokens) + stopped]
+                score = sum(float(torch.log_softmax(out.logits[t][i], -1)[token]) for t, token in enumerate(counted))
             result.append((tokens, score, stopped))
-        return result
+        return [result[i:i + captions] for i in range(0, len(result), captions)]
+
+    def without_padding(self, row):
+        """generate() pads to the longest answer of the batch; an answer that was cut has no end token before that."""
+        pad = self.model.language_model.generation_config.pad_token_id
+        while row and row[-1] == pad:
+            row = row[:-1]
+        return row
 
     def end_token(self):
         """The id that ends an answer, as the language model's generate() has it."""

@@ -1,0 +1,80 @@
+"""A full-size model of random weights, end to end, against transformers on the same bf16-rounded weights.
+
+    python3 dev/fullsize.py --type pretrain_opt2.7b --tokenizer ../shared/tokenizers/opt [--work build/fullsize]
+
+Makes the checkpoint (7.5 GB in bf16), exports it, runs ./blip2 with --dump and ten greedy tokens, then loads the same
+folder in transformers in float32 (16 GB of memory) and compares every stage and the ten tokens. Exit code 1 when a
+stage is off by more than BOUND (relative L2) or a token differs. Needs 24 GiB of memory and 16 GB of disk.
+Not here: timing (dev/bench.py), small models (test/parity_model.py).
+"""
+
+import argparse
+import os
+import resource
+import subprocess
+import sys
+import time
+
+HERE = os.path.dirname(os.path.abspath(__file__))
+ROOT = os.path.dirname(HERE)
+sys.path.insert(0, os.path.join(ROOT, "test"))
+
+BOUND = 1e-4   # relative L2 of a stage in f32; measured values in doc/parity.md
+
+
+def run(*args):
+    """Runs a command, shows its wall-clock time, returns its standard output."""
+    start = time.time()
+    out = subprocess.run([str(a) for a in args], check=True, stdout=subprocess.PIPE, text=True).stdout
+    print(f"{time.time() - start:6.1f} s  {' '.join(map(str, args))}", flush=True)
+    return out
+
+
+def main():
+    args = argparse.ArgumentParser()
+    args.add_argument("--type", required=True)
+    args.add_argument("--tokenizer", required=True)
+    args.add_argument("--work", default=os.path.join(ROOT, "build", "fullsize"))
+    args.add_argument("--image", default=os.path.join(ROOT, "test", "data", "tiny_0.png"))
+    args.add_argument("--prompt", default="a photo of")
+    args.add_argument("--keep", action="store_true", help="leave checkpoint and weight file")
+    args = args.parse_args()
+    os.makedirs(args.work, exist_ok=True)
+    folder, weights = os.path.join(args.work, args.type), os.path.join(args.work, args.type + ".bin")
+    dump = weights + ".dump"
+    if not os.path.exists(weights):
+        run(sys.executable, os.path.join(ROOT, "export", "random_checkpoint.py"), folder, "--type", args.type,
+            "--tokenizer", args.tokenizer, "--dtype", "bf16", "--seed", 1)
+        run(sys.executable, os.path.join(ROOT, "export", "export.py"), folder, "-o", weights, "--dtype", "bf16")
+    import truth   # after the export, so that its memory is not counted twice
+    common = ["-m", weights, "--json", "-b", 1, "-n", 10, "-p", args.prompt, "--scores"]
+    got = truth.blip2(os.path.join(ROOT, "blip2"), *common, "--dump", dump, args.image)[0]["outputs"][0]
+    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1e6
+    print(f"blip2: {got['tokens']} {got['text']!r}, largest child {peak:.1f} GB")
+
+    t = truth.Truth(folder, round_bf16=True)
+    pixels = truth.pixel_values(args.image, t.config.vision_config.image_size)
+    want, ids = t.stages(pixels, t.prompt_ids(args.prompt)), t.prompt_ids(args.prompt)
+    dumped, worst, bad = truth.read_dump(dump), {}, 0
+    for stage, w in want.items():
+        rel, top, broken = truth.compare(dumped[stage], w)
+        kind = stage.rstrip("0123456789").rstrip(".")
+        worst[kind] = max(worst.get(kind, 0), rel)
+        if not rel <= BOUND:
+            bad += 1
+            print(f"FAIL {stage}: rel. L2 {rel:.2e}, worst element {top:.2e}, {broken} not finite")
+    for kind, rel in worst.items():
+        print(f"  {kind:48s} {rel:.1e}  (bound {BOUND:g})")
+    tokens, score, _ = t.answers(pixels[None], ids, max_new=10)[0][0]
+    print(f"transformers: {tokens}, score {score:.5f}; blip2: score {got['score']:.5f}")
+    if tokens != got["tokens"]:
+        bad += 1
+        print(f"FAIL tokens: {got['tokens']}, expected {tokens}")
+    if not args.keep:
+        subprocess.run(["rm", "-rf", folder, weights, dump], check=True)
+    print(f"{len(want) + 1 - bad} passed, {bad} failed, 0 skipped")
+    return 1 if bad else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
