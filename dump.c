@@ -5,6 +5,7 @@
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 void dump_add(void *dump, const char *name, const float *x, int rows, int cols) {
@@ -31,16 +32,19 @@ static int write_all(FILE *f, const Dump *d) {
 
 int dump_write(const Dump *d, const char *path, Err *e) {
     if (!d->data.len) return fail(e, "%s: there is nothing to dump", path);
+    // A pipe or a device such as /dev/stdout is written to as it is: renaming would put a file in its place.
+    struct stat st;
+    const bool in_place = stat(path, &st) == 0 && !S_ISREG(st.st_mode);
     Text tmp = {0};
-    text_printf(&tmp, "%s.tmp", path);
+    text_printf(&tmp, in_place ? "%s" : "%s.tmp", path);
     FILE *f = fopen(tmp.data, "wb");
     int bad = f ? write_all(f, d) : -1;
     int why = errno;
     // fsync is not possible on pipes and devices; that alone is no failure.
     if (f && bad && why == EINVAL) bad = 0;
     if (f && fclose(f) && !bad) { bad = -1; why = errno; }
-    if (!bad && rename(tmp.data, path)) { bad = -1; why = errno; }
-    if (bad && f) unlink(tmp.data);
+    if (!bad && !in_place && rename(tmp.data, path)) { bad = -1; why = errno; }
+    if (bad && f && !in_place) unlink(tmp.data);
     text_free(&tmp);
     return bad ? fail(e, "cannot write %s: %s", path, strerror(why)) : 0;
 }
