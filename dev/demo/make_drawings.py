@@ -7,7 +7,7 @@
 
 Each writes <out>/<style>/*.png, 128x128 with transparency, and <out>/<style>.tsv.
 
-iconify: the SVGs in the icons.json of an npm package @iconify-json/NAME, drawn by `rsvg-convert` (Debian:
+iconify: the SVGs in the icons.json of an npm package @iconify-json/NAME, drawn by `rsvg-convert` (Debian
     librsvg2-bin). The styles used are noto 1.2.9, noto-v1 1.2.5, fluent-emoji-flat 1.2.6, twemoji 1.2.5 and
     fxemoji 1.2.2; fluent-3d (@lobehub/fluent-emoji-3d 1.1.0) holds ready pictures that only need shrinking.
     INDEX is a table with the columns codepoint, noun, plural, category, cldr_name; an icon is found through the
@@ -91,7 +91,7 @@ def squashed(name):
 def from_iconify(args, out):
     with open(os.path.join(args.package, "icons.json"), encoding="utf-8") as f:
         pack = json.load(f)
-    chars = os.path.join(args.package, "chars.json")             # code point -> name, where the package has it
+    chars = os.path.join(args.package, "chars.json")      # code point -> name, if it is there
     by_code = {}
     if os.path.exists(chars):
         with open(chars, encoding="utf-8") as f:

@@ -9,43 +9,52 @@ import torch
 
 
 class Optimizers:
-    """named: (name, parameter) pairs; slow: parts of names whose learning rate is multiplied by slow_by."""
+    """named: (name, parameter) pairs; slow: parts of names of the parameters that take a step of slow_by times
+    the rate on every second call only, with the gradients of both (their Newton-Schulz steps cost most)."""
 
     def __init__(self, named, lr=.02, lr_adam=1e-3, decay=.01, slow=(), slow_by=1.0):
-        self.lr, self.lr_adam, self.decay, self.matrices, adam = lr, lr_adam, decay, {}, {}
+        self.lr, self.lr_adam, self.decay, self.slow_by, self.calls = lr, lr_adam, decay, slow_by, 0
+        self.matrices, adam = {}, {}
         for name, p in named:
-            speed = slow_by if any(s in name for s in slow) else 1.0
+            is_slow = any(s in name for s in slow)
             # an embedding's rows are looked up, not multiplied, and heads are better off with Adam
             if p.ndim == 2 and "head" not in name and "embed_" not in name:
-                self.matrices.setdefault((tuple(p.shape), speed), []).append(p)
+                self.matrices.setdefault((is_slow, tuple(p.shape)), []).append(p)
             else:
-                adam.setdefault(speed, []).append(p)
-        self.adam = torch.optim.AdamW([{"params": ps, "speed": s} for s, ps in adam.items()], lr=lr_adam,
-                                      betas=(.9, .98), weight_decay=decay, fused=True)
-        self.momentum = {k: torch.zeros(len(g), *k[0]) for k, g in self.matrices.items()}
+                adam.setdefault(is_slow, []).append(p)
+        self.adam = {k: torch.optim.AdamW(ps, lr=lr_adam, betas=(.9, .98), weight_decay=decay, fused=True)
+                     for k, ps in adam.items()}
+        self.momentum = {k: torch.zeros(len(g), *k[1]) for k, g in self.matrices.items()}
 
     @torch.no_grad()
     def step(self, scale):
-        """One step at `scale` times the learning rates; clears the gradients."""
-        for g in self.adam.param_groups:
-            g["lr"] = self.lr_adam * scale * g["speed"]
-            torch.nn.utils.clip_grad_norm_(g["params"], 1.0)
-        self.adam.step()
-        self.adam.zero_grad(set_to_none=True)
-        for (shape, speed), params in self.matrices.items():
-            grad, mean = torch.stack([p.grad for p in params]), self.momentum[(shape, speed)]
+        """One step at `scale` times the learning rates; clears the gradients that were used."""
+        self.calls += 1
+        for is_slow, adam in self.adam.items():
+            if is_slow and self.calls % 2:
+                continue
+            for g in adam.param_groups:
+                g["lr"] = self.lr_adam * scale * (self.slow_by if is_slow else 1.0)
+                torch.nn.utils.clip_grad_norm_(g["params"], 1.0)
+            adam.step()
+            adam.zero_grad(set_to_none=True)
+        for (is_slow, shape), params in self.matrices.items():
+            if is_slow and self.calls % 2:
+                continue
+            grad, mean = torch.stack([p.grad for p in params]), self.momentum[(is_slow, shape)]
             mean.lerp_(grad, .05)
             turn = orthogonal(grad.lerp(mean, .95)) * max(1, shape[0] / shape[1]) ** .5
-            rate = self.lr * scale * speed
+            rate = self.lr * scale * (self.slow_by if is_slow else 1.0)
             for p, t in zip(params, turn, strict=True):
                 p.mul_(1 - rate * self.decay).add_(t, alpha=-rate)
                 p.grad = None
 
     def state(self):
-        return {"adam": self.adam.state_dict(), "momentum": self.momentum}
+        return {"adam": {k: a.state_dict() for k, a in self.adam.items()}, "momentum": self.momentum}
 
     def load(self, state):
-        self.adam.load_state_dict(state["adam"])
+        for k, a in state["adam"].items():
+            self.adam[k].load_state_dict(a)
         for k, m in state["momentum"].items():
             self.momentum[k].copy_(m)
 
