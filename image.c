@@ -32,18 +32,18 @@
 #include <time.h>
 #include <unistd.h>
 
-// Sanitizers reserve terabytes of address space for their shadow memory: no limit on it can be set under
-// them.
+// Sanitizers reserve terabytes of address space for their shadow memory, so that no limit can be set on it, and
+// report crashes by signal handlers of their own.
 #if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
-enum { LIMIT_MEMORY = 0 };
+enum { SANITIZED = 1 };
 #elif defined(__has_feature)
 #if __has_feature(address_sanitizer) || __has_feature(thread_sanitizer) || __has_feature(memory_sanitizer)
-enum { LIMIT_MEMORY = 0 };
+enum { SANITIZED = 1 };
 #else
-enum { LIMIT_MEMORY = 1 };
+enum { SANITIZED = 0 };
 #endif
 #else
-enum { LIMIT_MEMORY = 1 };
+enum { SANITIZED = 0 };
 #endif
 
 ImageOptions image_defaults(void) {
@@ -158,12 +158,12 @@ static void set_limits(const ImageOptions *opt) {
     // The hungriest way through a decoder takes under 24 bytes a pixel (a turned 16-bit RGBA PNG; a
     // progressive CMYK JPEG; an animated WebP), besides copies of the file and the allocator's own needs.
     uint64_t used = address_space(), pixels, sum;
-    if (LIMIT_MEMORY && used && mul_ok(&pixels, opt->max_pixels, 24) && add_ok(&sum, used, pixels)
+    if (!SANITIZED && used && mul_ok(&pixels, opt->max_pixels, 24) && add_ok(&sum, used, pixels)
         && add_ok(&sum, sum, 2 * opt->max_bytes) && add_ok(&sum, sum, 64u << 20))
         lower_limit(RLIMIT_AS, sum, sum);
     // Handlers of the parent (cleaning up on Ctrl-C, say) are not the child's to run.
     const int ours[] = {SIGXCPU, SIGPIPE, SIGSEGV, SIGBUS, SIGILL, SIGFPE, SIGABRT, SIGINT, SIGTERM};
-    for (size_t i = 0; LIMIT_MEMORY && i < sizeof ours / sizeof *ours; i++) signal(ours[i], SIG_DFL);
+    for (size_t i = 0; !SANITIZED && i < sizeof ours / sizeof *ours; i++) signal(ours[i], SIG_DFL);
 }
 
 static bool write_all(int fd, const void *data, size_t n) {

@@ -35,7 +35,7 @@ int image_read(Image *out, const char *path, const ImageOptions *opt, Err *e);
 int image_decode(Image *out, const uint8_t *bytes, size_t n, const char *name, const ImageOptions *opt,
                  Err *e);
 
-// in (H,W,3) -> out (S,S,3), Pillow 11.3.0's Image.resize((S,S), BICUBIC) bit for bit: aspect ratio is not
+// rgb (H,W,3) -> out (S,S,3), Pillow 11.3.0's Image.resize((S,S), BICUBIC) bit for bit: aspect ratio is not
 // kept. Returns -1 when there is no memory for the filter weights.
 int image_resize(uint8_t *out, const uint8_t *rgb, int W, int H, int S, Err *e);
 

@@ -13,7 +13,10 @@
 #include <math.h>
 #include <string.h>
 
-typedef struct { const uint8_t *p, *end; } Reader;
+typedef struct {
+    const uint8_t *p, *end;
+    bool cut;   // the last number was ended by the end of the file
+} Reader;
 
 static bool is_space(int c) { return c == ' ' || (c >= '\t' && c <= '\r'); }
 
@@ -37,6 +40,7 @@ static int64_t next_number(Reader *r) {
         if (c < '0' || c > '9' || ++digits > 10) return -2;
         v = v * 10 + (c - '0');
     }
+    r->cut = c < 0;
     return v;
 }
 
@@ -95,7 +99,7 @@ static int read_raw(uint8_t *out, size_t n, const Pnm *f, Reader *r, Err *e) {
 }
 
 int image_decode_pnm(Image *im, const uint8_t *p, size_t n, uint64_t max_pixels, Err *e) {
-    Reader r = {p + 2, p + n};
+    Reader r = {.p = p + 2, .end = p + n};
     Pnm f = {.kind = p[1] - '0', .maxval = 1};
     const int64_t W = next_number(&r), H = next_number(&r);
     const int64_t maxval = f.kind == 1 || f.kind == 4 ? 1 : next_number(&r);
@@ -109,7 +113,9 @@ int image_decode_pnm(Image *im, const uint8_t *p, size_t n, uint64_t max_pixels,
     // Grey goes into the last third of the pixels and is then spread out from there, front to back.
     const size_t pixels = (size_t)f.W * f.H, samples = f.kind % 3 == 0 ? 3 * pixels : pixels;
     uint8_t *to = im->rgb + 3 * pixels - samples;
+    r.cut = false;
     const int rc = f.kind <= 3 ? read_plain(to, samples, &f, &r, e) : read_raw(to, samples, &f, &r, e);
     for (size_t i = 0; rc == 0 && samples == pixels && i < pixels; i++) memset(im->rgb + 3 * i, to[i], 3);
+    if (rc == 0 && r.cut) image_warn(im, "no line end after the last number: this PNM may have been cut off");
     return rc;
 }

@@ -345,7 +345,10 @@ static void test_damage(Tally *t, const Expected *list, size_t n, int rounds) {
     for (size_t i = 0; i < n; i++) {
         // The packaged stb_image crashes on some damaged JPEGs; what the parent makes of that is tested by
         // hand.
-        if (ends_with(list[i].name, ".jpg") && !strstr(image_formats(), "libjpeg")) continue;
+        if (ends_with(list[i].name, ".jpg") && !strstr(image_formats(), "libjpeg")) {
+            SKIP(t, "damage to %s", list[i].name);
+            continue;
+        }
         size_t size = 0;
         uint8_t *bytes = load(list[i].path, &size);
         EXPECT(t, bytes && size > 0, "%s cannot be read", list[i].path);
@@ -416,7 +419,7 @@ int main(int argc, char **argv) {
     test_refused(&t, dir);
     test_limits(&t, dir);
     if (n > 0) test_stdin(&t, &list[0]);
-    test_damage(&t, list, n, SANITIZED ? 6 : 24);
+    test_damage(&t, list, n, SANITIZED ? 6 : 16);
     if (n > 0) test_control(&t, &list[0]);
     rmdir(dir);
     return tally_close(&t);
