@@ -32,9 +32,9 @@ static int write_all(FILE *f, const Dump *d) {
 
 int dump_write(const Dump *d, const char *path, Err *e) {
     if (!d->data.len) return fail(e, "%s: there is nothing to dump", path);
-    // A pipe or a device such as /dev/stdout is written to as it is: renaming would put a file in its place.
+    // A pipe, a device or a link such as /dev/stdout is written to as it is: renaming would put a file in its place.
     struct stat st;
-    const bool in_place = stat(path, &st) == 0 && !S_ISREG(st.st_mode);
+    const bool in_place = lstat(path, &st) == 0 && !S_ISREG(st.st_mode);
     Text tmp = {0};
     text_printf(&tmp, in_place ? "%s" : "%s.tmp", path);
     FILE *f = fopen(tmp.data, "wb");

@@ -457,7 +457,9 @@ int main(int argc, char **argv) {
     if (p.o.help || p.o.version) {
         if (p.o.help) options_help(stdout);
         else printf("blip2 %s\nimages: %s\ncpu: %s\n", VERSION, image_formats(), matmul_isa(matmul_kernels(NULL)));
-        return flush_answers(&e) ? EXIT_INPUT : EXIT_OK;
+        if (flush_answers(&e) == 0) return EXIT_OK;
+        complain(e.text);
+        return EXIT_INPUT;
     }
     if (!p.o.model) fail(&e, "which model? hint: -m FILE, made with export/export.py; --help lists all options");
     else if (!p.o.n_images && !p.o.verify && !p.o.tokenize && !p.o.detokenize)
