@@ -94,7 +94,7 @@ ifneq ($(FOUND_COMPILER),)
 	@echo 'zlib    $(call yes_no,$(FOUND_ZLIB))$(if $(FOUND_ZLIB),,needed for weight files: "make deps" installs it)'
 	@echo 'stb     $(call yes_no,$(FOUND_STB))$(if $(FOUND_STB),,needed for PNG: "make deps" installs it)'
 	@echo 'OpenMP  $(if $(NO_OPENMP),  left out ,$(call yes_no,$(FOUND_OPENMP)))$(if $(USE_OPENMP),,runs on one thread)'
-	@echo 'jpeg    $(if $(NO_JPEG),  left out ,$(call yes_no,$(FOUND_JPEG)))$(or $(USE_JPEG),stb_image instead: a little off)'
+	@echo 'jpeg    $(if $(NO_JPEG),  left out ,$(call yes_no,$(FOUND_JPEG)))$(or $(USE_JPEG),stb_image: a little off)'
 	@echo 'webp    $(if $(NO_WEBP),  left out ,$(call yes_no,$(FOUND_WEBP)))$(if $(USE_WEBP),,no WebP images)'
 endif
 	@$(if $(and $(FOUND_COMPILER),$(FOUND_ZLIB),$(FOUND_STB)),true,exit 1)

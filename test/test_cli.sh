@@ -89,7 +89,9 @@ refuse 2 "which model?" $good
 refuse 2 "which image?" -m $opt
 refuse 2 "needs a value" -m
 refuse 2 "needs a value" -m $opt $good --prompt
-for option in --frobnicate -x -bb --beam --b -mm --no-such=3 ---; do refuse 2 "unknown option" -m $opt $option $good; done
+for option in --frobnicate -x -bb --beam --b -mm --no-such=3 ---; do
+    refuse 2 "unknown option" -m $opt $option $good
+done
 for n in 0 -1 65 3x x3 "" " " 1e3 0x2 1.5 99999999999999999999 nan; do refuse 2 "-b takes" -m $opt -b "$n" $good; done
 for n in 0 -5 70000 many; do refuse 2 "-n takes" -m $opt -n "$n" $good; done
 for n in 0 257 -3; do refuse 2 "-c takes" -m $opt -c "$n" $good; done
