@@ -32,8 +32,8 @@
 #include <time.h>
 #include <unistd.h>
 
-// Sanitizers reserve terabytes of address space for their shadow memory, so that no limit can be set on it, and
-// report crashes by signal handlers of their own.
+// Sanitizers reserve terabytes of address space for their shadow memory, so that no limit can be set on it,
+// and report crashes by signal handlers of their own.
 #if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
 enum { SANITIZED = 1 };
 #elif defined(__has_feature)

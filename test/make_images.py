@@ -322,7 +322,8 @@ def bmp_cases(W, H):
     yield "bmp-grey.bmp", make_bmp(W, H, 8, bmp_rows(pixels(W, H, 1)[:, :, 0], 8), palette=ramp)
     wide = pixels(W, H, 1, 3, (1 << 31) - 1)[:, :, 0]
     for bits, masks in ((16, ()), (24, ()), (32, ()),
-                        (16, (0xF800, 0x7E0, 0x1F)), (16, (0x7C00, 0x3E0, 0x1F)), (32, (0xFF0000, 0xFF00, 0xFF)), (32, (0xFF000000, 0xFF0000, 0xFF00)),
+                        (16, (0xF800, 0x7E0, 0x1F)), (16, (0x7C00, 0x3E0, 0x1F)),
+                        (32, (0xFF0000, 0xFF00, 0xFF)), (32, (0xFF000000, 0xFF0000, 0xFF00)),
                         (32, (0xFF000000, 0xFF00, 0xFF))):
         rows = bmp_rows(wide & ((1 << bits) - 1), bits)
         for header in (40, 56, 124):
