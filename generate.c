@@ -133,8 +133,9 @@ void search_begin(Search *s, const Choice *how, const int *const *seen, const in
     for (int r = 0; r < B * K; r++) {
         s->ended[r] = false;
         s->sum[r] = 0;
-        // All beams of a prompt start equal. Only the first one counts, or each answer would come K times.
-        s->score[r] = r % K == 0 ? 0.0f : -1e9f;
+        // All beams of a prompt start equal. Only the first one counts, or each answer would come K times. (In
+        // transformers the others start at -1e9, and copies come up when a small vocabulary leaves nothing else.)
+        s->score[r] = r % K == 0 ? 0.0f : -INFINITY;
         s->pool[r] = (Finished){.score = -1e9};
     }
 }
@@ -182,22 +183,23 @@ static float top(const float *x, int n) {
     return lane[0];
 }
 
-// Sum of exp(x - max). Blocks in f32, their sums in double: the error does not grow with V.
-static double sum_exp(const float *x, float max, int n) {
+// Blocks in f32, their sums in double: the error does not grow with n, and no compiler adds in an order of its own.
+static double sum(const float *x, int n) {
     double total = 0;
     for (int i = 0; i < n; i += 512) {
-        float e[512], sum = 0;
-        const int m = n - i < 512 ? n - i : 512;
-        exp_minus(e, x + i, max, m);
-#pragma omp simd reduction(+ : sum)
-        for (int j = 0; j < m; j++) sum += e[j];
-        total += (double)sum;
+        const int end = n - i < 512 ? n : i + 512;
+        float lane[16] = {0};
+        int j = i;
+        for (; j + 16 <= end; j += 16)
+            for (int k = 0; k < 16; k++) lane[k] += x[j + k];
+        for (; j < end; j++) lane[0] += x[j];
+        for (int k = 0; k < 16; k++) total += (double)lane[k];
     }
     return total;
 }
 
-// logits (V) -> values (V) without NaN and +Inf; *broken is set when there were any.
-static Norm clean_copy(float *values, bool *broken, const float *logits, int V) {
+// logits (V) -> values (V) without NaN and +Inf; *broken is set when there were any. scratch (V)
+static Norm clean_copy(float *values, float *scratch, bool *broken, const float *logits, int V) {
     int bad = 0;
     for (int v = 0; v < V; v++) {
         bad += !(logits[v] < INFINITY);
@@ -206,7 +208,8 @@ static Norm clean_copy(float *values, bool *broken, const float *logits, int V) 
     if (bad) *broken = true;
     const float max = top(values, V);
     if (max == -INFINITY) return (Norm){0, 0};              // nothing to choose from; all stays -Inf
-    return (Norm){max, (float)log(sum_exp(values, max, V))};
+    exp_minus(scratch, values, max, V);
+    return (Norm){max, (float)log(sum(scratch, V))};
 }
 
 static inline float log_softmax(float logit, Norm z) { return (clean(logit) - z.max) - z.logsum; }
@@ -225,7 +228,7 @@ static void penalise(Search *s, int id, const float *logits, const Norm *z) {
 // Row r of prompt b: logits (V) -> s->values (V), log-probabilities for beams, processed. Returns log-softmax's sums.
 static Norm process(Search *s, const float *logits, int b, int r) {
     const int V = s->V, t = s->t;
-    const Norm z = clean_copy(s->values, &s->broken[b], logits, V);
+    const Norm z = clean_copy(s->values, s->scratch, &s->broken[b], logits, V);
     const bool beams = s->how.beams > 1;
     if (beams)
         for (int v = 0; v < V; v++) s->values[v] = (s->values[v] - z.max) - z.logsum;
@@ -319,14 +322,13 @@ void search_filter(float *probs, float *scratch, const float *logits, const Choi
         memset(probs, 0, (size_t)V * sizeof *probs);
         return;
     }
-    const float sum = (float)sum_exp(scratch, max, V);
     exp_minus(probs, scratch, max, V);
-    for (int v = 0; v < V; v++) probs[v] /= sum;
+    const float all = (float)sum(probs, V);
+    for (int v = 0; v < V; v++) probs[v] /= all;
     if (how->top_p >= 1.0) return;
     top_p_filter(probs, scratch, how->top_p, V);
-    double kept = 0;
-    for (int v = 0; v < V; v++) kept += (double)probs[v];
-    for (int v = 0; v < V; v++) probs[v] = (float)((double)probs[v] / kept);
+    const float kept = (float)sum(probs, V);
+    for (int v = 0; v < V; v++) probs[v] /= kept;
 }
 
 int search_pick(const float *probs, float u, int V) {
@@ -447,7 +449,7 @@ static void step_beams(Search *s, const float *logits, size_t stride, int b) {
     int n = 0;
     for (int k = 0; k < K; k++) {
         if (s->score[row0 + k] == -INFINITY) continue;
-        if (k == 0 || stride > 0) process(s, logits + (size_t)k * stride, b, row0 + k);
+        process(s, logits + (size_t)k * stride, b, row0 + k);
         n = gather(s, n, k, s->score[row0 + k]);
     }
 
@@ -509,7 +511,7 @@ Hypothesis search_result(const Search *s, int b, int rank) {
     int *token = s->out_token + at * s->max_max_new;
     float *logprob = s->out_logprob + at * s->max_max_new;
     Hypothesis h = {.tokens = token, .logprobs = logprob, .score = -1e9, .broken = s->broken[b]};
-    if (rank >= s->in_pool[b] || f->n == 0) return h;
+    if (f->n == 0) return h;
     token[f->n - 1] = f->token;
     logprob[f->n - 1] = f->logprob;
     for (int t = f->n - 2, r = f->row; t >= 0; t--) {
