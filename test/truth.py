@@ -51,9 +51,12 @@ class Truth:
                 p.data = p.data.to(torch.bfloat16).to(torch.float32)
 
     def prompt_ids(self, prompt):
-        """Token ids of a prompt with its special tokens, without image placeholders."""
+        """Token ids of a prompt with its special tokens, without image placeholders.
+
+        </s> comes from the config: from bare vocab.json and merges.txt transformers makes up another one.
+        """
         ids = self.tokenizer(prompt, add_special_tokens=False)["input_ids"]
-        return ids + [1] if self.t5 else [self.tokenizer.bos_token_id] + ids
+        return ids + [1] if self.t5 else [self.config.text_config.bos_token_id] + ids
 
     def inputs(self, pixels, prompt_ids):
         """What Blip2Processor would hand to generate(): placeholders for the queries, then the prompt. pixels (B,3,S,S)."""
