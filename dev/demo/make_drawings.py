@@ -10,8 +10,8 @@ Each writes <out>/<style>/*.png, 128x128 with transparency, and <out>/<style>.ts
 iconify: the SVGs in the icons.json of an npm package @iconify-json/NAME, drawn by `rsvg-convert` (Debian
     librsvg2-bin). The styles used are noto 1.2.9, noto-v1 1.2.5, fluent-emoji-flat 1.2.6, twemoji 1.2.5 and
     fxemoji 1.2.2; fluent-3d (@lobehub/fluent-emoji-3d 1.1.0) holds ready pictures that only need shrinking.
-    INDEX is a table with the columns codepoint, noun, plural, category, cldr_name; an icon is found through the
-    package's chars.json or through its name.
+    INDEX is a table with the columns codepoint, noun, plural, category, cldr_name; an icon is found through
+    the package's chars.json or through its name.
 openclipart: the Debian package openclipart-png 0.18 (public domain): `apt-get download openclipart-png`, then
     `dpkg-deb -x` into a folder. Which picture shows which noun was chosen by eye: openclipart.tsv.
 fonts: the Python package qtawesome 1.4.2: `pip download --no-deps qtawesome`, then unzip. It holds the fonts
