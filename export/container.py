@@ -185,7 +185,8 @@ def write_file(path, config, tokenizer, entries, dtype, chunks, quiet=False):
 
     path: where to; config: {field: number, "type": str, "prompt": str}; tokenizer: bytes of that section; entries:
     list of tensors.Entry; dtype: "f32" or "bf16" for matrices; chunks(entry): iterator of (f32 array (n), name of the
-    source tensor), whose arrays together hold rows*cols numbers. Returns (file_bytes, [Record]). Raises ExportError, OSError."""
+    source tensor), whose arrays together hold rows*cols numbers. Returns (file_bytes, [Record]). Raises ExportError,
+    OSError."""
     head_bytes, file_bytes, records = place(entries, dtype, len(tokenizer))
     pack_head(config, tokenizer, records, head_bytes, file_bytes)   # refuses bad values before the work
     path = Path(path)

@@ -207,7 +207,8 @@ def download(model, quiet=False):
     finally:
         first.unlink(missing_ok=True)
     revision = commit if pinned else revision
-    print(f"{name}, revision {revision}: downloading to {folder}", file=sys.stderr)
+    if not quiet:
+        print(f"{name}, revision {revision}: downloading to {folder}", file=sys.stderr)
 
     def have(file):
         try:

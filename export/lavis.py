@@ -107,7 +107,8 @@ def heads_of(width, size, what):
 
 
 def vit_sizes(vit, prefix):
-    """Sizes of EVA's ViT. In a file of its own there is one block too many: LAVIS takes the output of the 39th of 40."""
+    """Sizes of EVA's ViT. In a file of its own there is one block too many: LAVIS takes what the 39th of 40
+    gives."""
     n, width = shape_of(vit, f"{prefix}pos_embed", 3)[1:]
     patch = shape_of(vit, f"{prefix}patch_embed.proj.weight", 4)[3]
     grid = math.isqrt(n - 1)

@@ -82,7 +82,8 @@ class Safetensors:
         at = 0
         for begin, end, name in sorted(ends):
             if begin != at:
-                raise ExportError(f"{path}: tensor {name} starts at {begin} where {at} was expected")
+                raise ExportError(f"{path}: tensor {name} starts at {begin}, expected {at}: tensors overlap or leave a "
+                                  "gap")
             at = end
         if 8 + length + at != size:
             raise ExportError(f"{path}: {'truncated' if size < 8 + length + at else 'too long'}: {size} bytes, but the "
@@ -95,7 +96,9 @@ class Safetensors:
         lists = isinstance(shape, list) and isinstance(offsets, list) and len(offsets) == 2
         if not lists or any(type(n) is not int or not 0 <= n < 1 << 48 for n in [*shape, *offsets]):
             raise ExportError(f"{self.path}: tensor {name} has a damaged header entry")
-        width = NUMPY[dtype].itemsize if dtype in NUMPY else OTHER_BYTES.get(dtype)
+        width = None
+        if isinstance(dtype, str):
+            width = NUMPY[dtype].itemsize if dtype in NUMPY else OTHER_BYTES.get(dtype)
         if width is None:
             raise ExportError(f"{self.path}: tensor {name} has the unknown dtype {dtype!r}")
         begin, end = offsets
@@ -127,6 +130,7 @@ class TorchFile:
             raise ExportError(f"{path}: reading this needs torch; hint: pip install torch, or a folder with "
                               "safetensors") from None
         self.path, self.torch = Path(path), torch
+        open(path, "rb").close()          # an OSError that names the file, when there is none
         try:
             self.mapped = True
             try:
@@ -136,11 +140,11 @@ class TorchFile:
                     raise
                 self.mapped = False
                 loaded = torch.load(path, map_location="cpu", weights_only=True)
-        except OSError:
+        except MemoryError:
             raise
         except Exception as e:            # torch raises whatever its unpickler or zip reader comes upon
-            raise ExportError(f"{path}: torch cannot read it: {str(e).strip().splitlines()[0]}; hint: it may be "
-                              "truncated") from None
+            why = (str(e).strip() or type(e).__name__).splitlines()[0]
+            raise ExportError(f"{path}: torch cannot read it: {why}; hint: it may be truncated") from None
         if key is not None and isinstance(loaded, dict):
             loaded = loaded.get(key, loaded)
         if not isinstance(loaded, dict) or not any(isinstance(v, torch.Tensor) for v in loaded.values()):
