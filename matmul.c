@@ -244,19 +244,31 @@ static void pack_panels(float *packed, const Product *p, int j, int n, int k, in
     }
 }
 
+// Asks for rows from .. to of a matrix whose rows lie ld bytes apart, bytes of each, to be in the level 2 cache soon.
+static void prefetch_rows(const char *p, size_t ld, int from, int to, size_t bytes) {
+    for (int r = from; r < to; r++)
+        for (size_t i = 0; i < bytes; i += 64) __builtin_prefetch(p + (size_t)r * ld + i, 0, 2);
+}
+
 // Rows m0 .. m0+M, columns n0 .. n0+n of out. packed has room for n, rounded up to NR, times KC floats and then for
 // a tile of x. The steps through K are as even as possible, multiples of four and the same for every block.
 static void block(const Product *p, int m0, int M, int n0, int n, float *packed) {
     const MatmulKernels *kern = p->kernels;
     const int steps = p->K > 0 ? ceil_div(p->K, KC) : 1, KS = ceil_div(ceil_div(p->K, steps), 4) * 4;
     float *x = packed + (size_t)ceil_div(n, kern->NR) * (size_t)kern->NR * KC;
+    const size_t size = p->dtype == DT_BF16 ? 2 : 4;
     for (int s = 0; s < steps; s++) {
         const int k = s * KS, kc = min_int(KS, p->K - k);
+        const char *next_w = (const char *)p->b + ((size_t)n0 * p->ldb + (size_t)(k + KS)) * size;
         pack_panels(packed, p, n0, n, k, kc);
         for (int m = m0; m < m0 + M; m += kern->MR) {
-            const int mr = min_int(kern->MR, m0 + M - m);
-            for (int r = 0; r < mr; r++)
-                memcpy(x + r * XS, p->a + (size_t)(m + r) * p->lda + k, (size_t)kc * sizeof *x);
+            const int mr = min_int(kern->MR, m0 + M - m), next_mr = min_int(kern->MR, m0 + M - m - mr);
+            const float *a = p->a + (size_t)m * p->lda + k;
+            for (int r = 0; r < mr; r++) memcpy(x + r * XS, a + (size_t)r * p->lda, (size_t)kc * sizeof *x);
+            // While this tile is multiplied: the next one, and a share of the weights of the next step.
+            prefetch_rows((const char *)a, p->lda * sizeof *a, mr, mr + next_mr, (size_t)kc * sizeof *a);
+            if (s + 1 < steps && !p->b_is_kn)
+                prefetch_rows(next_w, p->ldb * size, n * (m - m0) / M, n * (m - m0 + mr) / M, (size_t)KS * size);
             for (int i = 0; i < n; i += kern->NR) {
                 float *out = p->out + (size_t)m * p->ldo + n0 + i;
                 const float *base = s > 0 ? out : p->bias ? p->bias + n0 + i : zeros;

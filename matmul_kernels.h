@@ -143,8 +143,12 @@ static TARGET void NAME(rows)(float *out, size_t ldo, const float *x, size_t ldx
 
 static TARGET void NAME(pack)(float *out, const void *w, size_t ldw, int n, int K, int dtype) {
     const int N = 2 * VW;
+    const size_t size = dtype == DT_BF16 ? 2 : 4;
     int j = 0;
     for (; j + 4 <= n; j += 4) {
+        for (int i = j + 4; i < j + 8; i++)         // the next four rows, from the level 2 cache
+            for (size_t o = 0; o < (size_t)K * size; o += 64)
+                __builtin_prefetch((const char *)w + (size_t)i * ldw * size + o);
         int k = 0;
         for (; k + 4 <= K; k += 4) {
             float4 a = load4(w, j * ldw + k, dtype),       b = load4(w, (j + 1) * ldw + k, dtype);

@@ -1,0 +1,184 @@
+// dev/ceiling.c: what this machine can do at most, and how near matmul.c comes.
+//
+//   ceiling [-t THREADS] [-r ROUNDS] [--isa NAME] [--matmul]
+//
+// Without --matmul prints two lines: the rate at which the threads read memory, and their f32 multiply-add peak.
+// With it, one line a shape: the time of one matmul at the sizes of BLIP-2, and its share of the ceiling that binds it.
+// All figures are the best of many interleaved rounds, because a shared machine can only be slower than itself.
+// Not here: whole models (dev/bench.py, which runs this program too).
+#include "../matmul.h"
+
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <time.h>
+#ifdef _OPENMP
+#include <omp.h>
+#endif
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+static double now(void) {
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+}
+
+typedef float v8 __attribute__((vector_size(32), aligned(4), may_alias));
+typedef float v16 __attribute__((vector_size(64), aligned(4), may_alias));
+
+// n rounds of 12 independent multiply-adds on vectors.
+#define MULTIPLY(name, target, V, width, FMA) \
+    static target float name(long n, float seed) { \
+        V a[12], x = seed - (V){0}, y = seed * 0.5f - (V){0}; \
+        for (int j = 0; j < 12; j++) a[j] = x * (float)j; \
+        for (long i = 0; i < n; i++) \
+            _Pragma("GCC unroll 12") for (int j = 0; j < 12; j++) a[j] = FMA(a[j], x, y); \
+        for (int j = 1; j < 12; j++) a[0] += a[j]; \
+        float out[width]; \
+        *(V *)out = a[0]; \
+        return out[0]; \
+    }
+
+#if defined(__x86_64__)
+#define AVX2 __attribute__((target("avx2,fma")))
+MULTIPLY(multiply8, AVX2, v8, 8, _mm256_fmadd_ps)
+MULTIPLY(multiply16, __attribute__((target("avx512f"))), v16, 16, _mm512_fmadd_ps)
+#define HAVE_AVX2 (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))
+#define HAVE_AVX512 __builtin_cpu_supports("avx512f")
+#else
+#define AVX2
+#define MULTIPLY_ADD(a, b, c) ((a) * (b) + (c))
+MULTIPLY(multiply8, , v8, 8, MULTIPLY_ADD)
+MULTIPLY(multiply16, , v16, 16, MULTIPLY_ADD)
+#define HAVE_AVX2 true
+#define HAVE_AVX512 true
+#endif
+
+// Reads n bytes (a multiple of 256) once, in order.
+static AVX2 float read_all(const char *p, size_t n) {
+    v8 s[8] = {0};
+    for (size_t i = 0; i < n; i += 256)
+        for (int j = 0; j < 8; j++) s[j] += *(const v8 *)(p + i + 32 * j);
+    float a[8];
+    *(v8 *)a = s[0] + s[1] + s[2] + s[3] + s[4] + s[5] + s[6] + s[7];
+    return a[0];
+}
+
+typedef struct {
+    char *memory;
+    size_t bytes, at;         // of the block; where the next read starts, so that nothing is still in a cache
+    int threads;
+    double read, flops;       // best so far, per second
+    volatile float sink;
+} Machine;
+
+enum { CHUNK = 1 << 20, CHUNKS = 128 };
+
+static void measure_read(Machine *m) {
+    if (m->at + (size_t)CHUNK * CHUNKS > m->bytes) m->at = 0;
+    const char *p = m->memory + m->at;
+    float sink = 0;
+    double t = now();
+#ifdef _OPENMP
+#pragma omp parallel for schedule(dynamic, 4) num_threads(m->threads) reduction(+ : sink)
+#endif
+    for (int i = 0; i < CHUNKS; i++) sink += read_all(p + (size_t)i * CHUNK, CHUNK);
+    t = now() - t;
+    m->sink = sink;
+    m->at += (size_t)CHUNK * CHUNKS;
+    if ((double)CHUNK * CHUNKS / t > m->read) m->read = (double)CHUNK * CHUNKS / t;
+}
+
+static void measure_multiply(Machine *m, float (*multiply)(long n, float seed), int width) {
+    const long n = 300000;
+    float sink = 0;
+    double t = now();
+#ifdef _OPENMP
+#pragma omp parallel for schedule(static) num_threads(m->threads) reduction(+ : sink)
+#endif
+    for (int i = 0; i < m->threads; i++) sink += multiply(n, 0.5f);
+    t = now() - t;
+    m->sink = sink;
+    const double flops = (double)m->threads * (double)n * 12 * 2 * width;
+    if (flops / t > m->flops) m->flops = flops / t;
+}
+
+typedef struct { const char *what; int T, C, OC, dtype; } Shape;
+
+static const Shape shapes[] = {
+    {"ViT qkv",         257, 1408,  4224, DT_BF16}, {"ViT proj",        257, 1408,  1408, DT_BF16},
+    {"ViT fc1",         257, 1408,  6144, DT_BF16}, {"ViT fc2",         257, 6144,  1408, DT_BF16},
+    {"ViT fc1",         257, 1408,  6144, DT_F32},  {"ViT fc1 364 px",  677, 1408,  6144, DT_BF16},
+    {"Q-Former fc1",     32,  768,  3072, DT_BF16}, {"OPT prompt qkv",   40, 2560,  7680, DT_BF16},
+    {"OPT prompt fc1",   40, 2560, 10240, DT_BF16}, {"OPT prompt fc2",   40, 10240, 2560, DT_BF16},
+    {"9 rows",            9, 2560, 10240, DT_BF16},
+    {"OPT fc1",           1, 2560, 10240, DT_BF16}, {"OPT fc1",           2, 2560, 10240, DT_BF16},
+    {"OPT fc1",           4, 2560, 10240, DT_BF16}, {"OPT fc1",           5, 2560, 10240, DT_BF16},
+    {"OPT fc1",           8, 2560, 10240, DT_BF16}, {"OPT fc2",           1, 10240, 2560, DT_BF16},
+    {"OPT fc2",           5, 10240, 2560, DT_BF16}, {"OPT out",           1, 2560,  2560, DT_BF16},
+    {"OPT head",          1, 2560, 50272, DT_BF16}, {"OPT head",          5, 2560, 50272, DT_BF16},
+    {"OPT fc1",           1, 2560, 10240, DT_F32},  {"OPT fc1",           5, 2560, 10240, DT_F32},
+};
+enum { SHAPES = sizeof shapes / sizeof *shapes };
+
+// Weights lie one after the other in the big block, each call at another place, so that they come from memory.
+static double time_shape(const Shape *s, Machine *m, float *x, float *out, const Par *par) {
+    const size_t bytes = (size_t)s->OC * s->C * (s->dtype == DT_BF16 ? 2 : 4);
+    if (m->at + bytes > m->bytes) m->at = 0;
+    const Tensor w = {m->memory + m->at, NULL, s->dtype, s->OC, s->C};
+    m->at += bytes;
+    const double t = now();
+    matmul(out, x, &w, NULL, s->T, par);
+    return now() - t;
+}
+
+int main(int argc, char **argv) {
+    Machine m = {.bytes = (size_t)1 << 30, .threads = 2};
+    int rounds = 10;
+    bool products = false;
+    const char *isa = NULL;
+    for (int i = 1; i < argc; i++) {
+        if (!strcmp(argv[i], "--matmul")) products = true;
+        else if (!strcmp(argv[i], "-t") && i + 1 < argc) m.threads = atoi(argv[++i]);
+        else if (!strcmp(argv[i], "-r") && i + 1 < argc) rounds = atoi(argv[++i]);
+        else if (!strcmp(argv[i], "--isa") && i + 1 < argc) isa = argv[++i];
+        else { fprintf(stderr, "usage: ceiling [-t THREADS] [-r ROUNDS] [--isa NAME] [--matmul]\n"); return 2; }
+    }
+    if (m.threads < 1 || rounds < 1) { fprintf(stderr, "ceiling: -t and -r take positive numbers\n"); return 2; }
+    if (!HAVE_AVX2) { fprintf(stderr, "ceiling: needs AVX2\n"); return 1; }
+    const MatmulKernels *kernels = matmul_kernels(isa);
+    if (!kernels) { fprintf(stderr, "ceiling: no inner loops called %s here\n", isa); return 2; }
+    m.memory = mmap(NULL, m.bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    const size_t most = (size_t)677 * 10240;
+    float *x = malloc(most * sizeof *x), *out = malloc(most * sizeof *out);
+    const uint64_t scratch = (matmul_scratch_bytes(m.threads) + 63) / 64 * 64;
+    const Par par = {m.threads, kernels, aligned_alloc(64, scratch)};
+    if (m.memory == MAP_FAILED || !x || !out || !par.scratch) { fprintf(stderr, "ceiling: no memory\n"); return 1; }
+    for (size_t i = 0; i < m.bytes / 4; i++)       // small positive numbers, as f32 and as bf16
+        ((uint32_t *)m.memory)[i] = 0x3C003C00u + (uint32_t)(i * 2654435761u >> 20 & 0xFFF);
+    for (size_t i = 0; i < most; i++) x[i] = (float)(i % 1000) * 1e-3f;
+    double best[SHAPES];
+    for (int i = 0; i < SHAPES; i++) best[i] = 1e9;
+    for (int r = 0; r < rounds; r++) {
+        measure_read(&m);
+        measure_multiply(&m, multiply8, 8);
+        if (HAVE_AVX512) measure_multiply(&m, multiply16, 16);
+        for (int i = 0; products && i < SHAPES; i++) {
+            const double t = time_shape(&shapes[i], &m, x, out, &par);
+            if (t < best[i]) best[i] = t;
+        }
+    }
+    printf("read %.1f GB/s\nmultiply %.1f GFLOP/s\n", m.read * 1e-9, m.flops * 1e-9);
+    for (int i = 0; products && i < SHAPES; i++) {
+        const Shape *s = &shapes[i];
+        const double bytes = (double)s->OC * s->C * (s->dtype == DT_BF16 ? 2 : 4), flop = 2.0 * s->T * s->C * s->OC;
+        printf("%-16s T=%3d C=%5d OC=%5d %s %8.3f ms %6.1f GFLOP/s (%3.0f %%) %5.1f GB/s (%3.0f %%)\n", s->what, s->T,
+               s->C, s->OC, s->dtype == DT_BF16 ? "bf16" : "f32 ", best[i] * 1e3, flop / best[i] * 1e-9,
+               100 * flop / best[i] / m.flops, bytes / best[i] * 1e-9, 100 * bytes / best[i] / m.read);
+    }
+    munmap(m.memory, m.bytes);
+    free(x), free(out), free(par.scratch);
+    return 0;
+}
