@@ -317,7 +317,8 @@ fi
 
 set --
 for i in 1 2 3 4 5 6 7 8 9 10; do set -- "$@" $good $good $good $good $good $good $good $good $good $good; done
-"$blip2" -m $opt -b 20 -n 200 --min-tokens 200 -t 1 "$@" "$@" "$@" "$@" "$@" >"$tmp/out" 2>"$tmp/err" &
+set -- "$@" "$@" "$@" "$@" "$@" "$@" "$@" "$@" "$@" "$@"
+"$blip2" -m $opt --min-tokens 30 -t 1 "$@" "$@" "$@" "$@" "$@" >"$tmp/out" 2>"$tmp/err" &
 pid=$!
 for i in 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20; do
     [ -s "$tmp/out" ] && break
