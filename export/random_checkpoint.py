@@ -275,6 +275,17 @@ def write_json(path, value):
     path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
+def tokenizer_config(folder, family):
+    """tokenizer_config.json for a folder that comes without. T5Tokenizer of transformers 5 would rebuild a
+    tokenizer.json from its pieces, with another normalizer; the plain class takes it as it is."""
+    if family == "opt":
+        return {"tokenizer_class": "GPT2Tokenizer", "add_bos_token": True, "add_prefix_space": False,
+                "bos_token": "</s>", "eos_token": "</s>", "unk_token": "</s>", "pad_token": "<pad>"}
+    plain = (folder / "tokenizer.json").is_file()
+    return {"tokenizer_class": "PreTrainedTokenizerFast" if plain else "T5Tokenizer", "eos_token": "</s>",
+            "unk_token": "<unk>", "pad_token": "<pad>"}
+
+
 def run(args):
     """Writes the folder."""
     if args.folder.exists() and any(args.folder.iterdir()):
@@ -291,6 +302,8 @@ def run(args):
     for name in TOKENIZER_FILES:
         if (args.tokenizer / name).is_file():
             shutil.copyfile(args.tokenizer / name, args.folder / name)
+    if not (args.tokenizer / "tokenizer_config.json").is_file():   # without one transformers takes any kind for GPT-2's
+        write_json(args.folder / "tokenizer_config.json", tokenizer_config(args.tokenizer, family))
     if tokenizer.ids["image"] < 0 and not args.no_image_token:
         write_json(args.folder / "added_tokens.json", {"<image>": tokenizer.ids["n_ids"]})
     write_json(args.folder / "config.json", data)

@@ -2,7 +2,7 @@
 
 In order: the tables against blip2.h, bf16 against torch, export of every form a checkpoint has, what transformers makes
 of the same folder, random checkpoints that are of use as tests, LAVIS layout against its Hugging Face twin, memory.
-Errors are in test_export_errors.py, the hub in test_hub.py.
+Errors are in parity_export_errors.py, the hub in parity_hub.py.
 
 Run:  python test/parity_export.py      (needs torch and transformers, test/requirements.txt)
 """
@@ -20,11 +20,11 @@ import numpy as np
 import torch
 
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-from export_tools import (EXPORT, HERE, TOKENIZERS, Tally, export, lavis_files, load_tensors, make, python,
+from export_tools import (EXPORT, HERE, REAL, TOKENIZERS, Tally, export, lavis_files, load_tensors, make, python,
                           rewrite)
 from container import FLOATS, INTS, WeightFile, to_bf16
 from tensors import TYPES, layout
-from transformers import Blip2ForConditionalGeneration
+from transformers import AutoTokenizer, Blip2ForConditionalGeneration
 from transformers.utils import logging
 
 logging.disable_progress_bar()
@@ -211,6 +211,40 @@ def check_end_token(tmp):
     t.expect("not at the newline" in done.stderr, f"eos that is no newline is mentioned: {done.stderr}")
 
 
+def check_saved(tmp):
+    """What transformers 5 saves exports to the same file: a config.json with every key, no lm_head when tied, the image
+    processor inside of processor_config.json."""
+    for kind, *args in (("tiny_opt", "--store-head"), ("tiny_t5",), ("tiny_t5", "--tied")):
+        name = "".join((kind, *args))
+        folder, saved = make(tmp / f"{name}_first", kind, *args), tmp / f"{name}_saved"
+        Blip2ForConditionalGeneration.from_pretrained(folder).save_pretrained(saved)
+        for file in folder.iterdir():
+            if file.name == "preprocessor_config.json":
+                (saved / "processor_config.json").write_text(json.dumps({"image_processor":
+                                                                         json.loads(file.read_text())}))
+            elif not (saved / file.name).exists():
+                shutil.copy(file, saved)
+        a, b = export(folder, tmp / "a.b2c"), export(saved, tmp / "b.b2c")
+        t.expect(a.returncode == b.returncode == 0, f"{name} as transformers saves it: {a.stderr}{b.stderr}")
+        t.expect((tmp / "a.b2c").read_bytes() == (tmp / "b.b2c").read_bytes(), f"{name} as transformers saves it")
+
+
+def check_tokenizers(tmp):
+    """A folder from bare tokenizer files makes transformers use the right kind of tokenizer."""
+    for kind, prompt, want in (("opt", "a photo of\n", [2, 102, 1345, 9, 50118]),
+                               ("t5", "a photo of", [3, 9, 1202, 13, 1])):
+        if not (REAL / kind).is_dir():
+            t.skip(f"{REAL / kind} is not there")
+            continue
+        folder = make(tmp / f"real_{kind}", f"tiny_{kind}", tokenizer=REAL / kind)
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+        image = json.loads((folder / "config.json").read_text())["image_token_index"]
+        t.expect(tokenizer(prompt).input_ids == want, f"{kind}: {tokenizer(prompt).input_ids}")
+        t.expect(tokenizer("<image>").input_ids.count(image) == 1, f"{kind}: <image>")
+        done = export(folder, tmp / "real.b2c")
+        t.expect(done.returncode == 0, f"{kind} with its real tokenizer: {done.stderr}")
+
+
 def images(side, n, seed):
     """n blurry random pictures, normalised, (n,3,side,side)."""
     rng = np.random.default_rng(seed)
@@ -338,6 +372,8 @@ def main():
         check_forms(tmp)
         check_heads(tmp)
         check_end_token(tmp)
+        check_saved(tmp)
+        check_tokenizers(tmp)
         check_lavis(tmp)
         check_memory(tmp)
         check_random(tmp)
