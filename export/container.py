@@ -12,7 +12,10 @@ import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
+try:
+    import numpy as np
+except ImportError:
+    sys.exit("the exporter needs numpy; hint: python3 -m pip install -r export/requirements.txt")
 
 # Field, smallest and largest value: CONFIG_INTS and CONFIG_FLOATS of blip2.h, in the same order. test/parity_export.py
 # holds the two against each other.

@@ -19,9 +19,8 @@ import sys
 import zlib
 from pathlib import Path
 
+import hf            # first, since container.py says what to do when there is no numpy
 import numpy as np
-
-import hf
 from container import ExportError, to_bf16
 from source import CHUNK, count
 from tensors import OPT, TYPES, layout, sizes_of
