@@ -3,7 +3,7 @@
 # In order: installing what is missing, what was asked for, what this machine has (dev/probe.sh), flags, rules for
 # objects and programs, tests, parity with PyTorch, demo, the rest.
 
-.PHONY: all deps test parity demo list install clean help FORCE
+.PHONY: all deps programs test parity demo list install clean help FORCE
 .SECONDARY:
 
 ifneq ($(filter deps,$(MAKECMDGOALS)),)
@@ -112,7 +112,9 @@ $(BUILD)/test_%: $(BUILD)/test/test_%.o $(patsubst test/%.c,$(BUILD)/test/%.o,$(
 $(BUILD)/compare_dumps: $(BUILD)/test/compare_dumps.o
 	$(LINK)
 
-test: all $(TEST_PROGRAMS) $(TOOLS)
+programs: all $(TEST_PROGRAMS) $(TOOLS)
+
+test: programs
 	@SAN=$(SAN) sh test/run.sh $(BUILD)/blip2 $(BUILD)/compare_dumps $(TEST_PROGRAMS) $(TEST_SCRIPTS)
 
 # Parity: every test/parity*.py, in a virtual environment of its own (5 GB) unless PARITY_PYTHON names an interpreter
@@ -120,7 +122,7 @@ test: all $(TEST_PROGRAMS) $(TOOLS)
 
 PARITY_TESTS := $(sort $(wildcard test/parity*.py))
 
-parity: all $(TEST_PROGRAMS) $(TOOLS) $(if $(PARITY_PYTHON),,.venv/ready)
+parity: programs $(if $(PARITY_PYTHON),,.venv/ready)
 	@VERBOSE=1 PYTHON=$(or $(PARITY_PYTHON),.venv/bin/python) sh test/run.sh $(BUILD)/blip2 $(BUILD)/compare_dumps \
 	    $(PARITY_TESTS)
 
@@ -150,7 +152,7 @@ help:
 	@echo 'make            ./blip2 from what is installed'
 	@echo 'make deps       installs what is missing (apt-get; dnf and Homebrew untested)'
 	@echo 'make demo       captions two images; make deps demo does both'
-	@echo 'make test       all tests that need no Python'
+	@echo 'make test       all tests that need no Python; make programs only builds them'
 	@echo 'make parity     compares every stage with PyTorch (installs it into .venv, 5 GB)'
 	@echo 'make list       what was found on this machine'
 	@echo 'make install    to PREFIX=$(PREFIX), below DESTDIR'
