@@ -63,38 +63,47 @@ static const float *data_of(const File *f, const Entry *e) {
     return copy;
 }
 
+// One stage of both dumps as a line of the table. Returns the exit code: 0 within the bound, 1 not, 2 unreadable.
+static int compare_stage(const File *got, const char *got_path, const File *want, const Entry *w, double bound) {
+    Entry g;
+    if (!find_entry(got, w->name, &g)) return printf("%-52s missing in %s\n", w->name, got_path), 1;
+    if (strcmp(g.shape, w->shape)) return printf("%-52s shape %s, expected %s\n", w->name, g.shape, w->shape), 1;
+    const float *a = data_of(got, &g), *b = data_of(want, w);
+    int code = 2;
+    if (!a || !b || g.end - g.start != w->end - w->start) printf("%-52s unreadable\n", w->name);
+    else {
+        const Diff d = diff_floats(a, b, (w->end - w->start) / 4);
+        printf("%-52s %-12s %10.2e %10.2e", w->name, w->shape, d.rel_l2, d.max_abs);
+        if (d.bad) printf("  %zu not finite", d.bad);
+        printf("\n");
+        code = !(d.rel_l2 <= bound);
+        if (code) printf("out of bounds: worst element %zu: %.9g, expected %.9g\n", d.worst, a[d.worst], b[d.worst]);
+    }
+    free((void *)a);
+    free((void *)b);
+    return code;
+}
+
 int main(int argc, char **argv) {
-    File got, want;
+    File got = {0}, want = {0};
     char *end = "";
     const double bound = argc == 4 ? strtod(argv[3], &end) : 1e-4;
     if (argc < 3 || argc > 4 || *end || !(bound > 0)) {
         fprintf(stderr, "usage: compare_dumps GOT WANT [BOUND]\n");
         return 2;
     }
-    if (read_file(&got, argv[1]) || read_file(&want, argv[2])) return 2;
-    printf("%-52s %-12s %10s %10s  (bound %g)\n", "stage", "shape", "rel. L2", "max abs", bound);
-    const char *s = want.bytes + 8;
-    Entry w, g;
+    int code = read_file(&got, argv[1]) || read_file(&want, argv[2]) ? 2 : 0;
+    if (!code) printf("%-52s %-12s %10s %10s  (bound %g)\n", "stage", "shape", "rel. L2", "max abs", bound);
+    const char *s = code ? NULL : want.bytes + 8;
+    Entry w;
     int stages = 0;
-    for (; next_entry(&s, &w); stages++) {
-        if (!find_entry(&got, w.name, &g)) return printf("%-52s missing in %s\n", w.name, argv[1]), 1;
-        if (strcmp(g.shape, w.shape)) return printf("%-52s shape %s, expected %s\n", w.name, g.shape, w.shape), 1;
-        const float *a = data_of(&got, &g), *b = data_of(&want, &w);
-        if (!a || !b || g.end - g.start != w.end - w.start) return printf("%-52s unreadable\n", w.name), 2;
-        const Diff d = diff_floats(a, b, (w.end - w.start) / 4);
-        printf("%-52s %-12s %10.2e %10.2e", w.name, w.shape, d.rel_l2, d.max_abs);
-        if (d.bad) printf("  %zu not finite", d.bad);
-        printf("\n");
-        if (!(d.rel_l2 <= bound)) {
-            printf("out of bounds: worst element %zu: %.9g, expected %.9g\n", d.worst, a[d.worst], b[d.worst]);
-            return 1;
-        }
-        free((void *)a);
-        free((void *)b);
+    for (; !code && next_entry(&s, &w); stages++) code = compare_stage(&got, argv[1], &want, &w, bound);
+    if (!code && !stages) {
+        printf("%s has no stages that this tool can read\n", argv[2]);
+        code = 2;
     }
+    if (!code) printf("%d stages within bounds\n", stages);
     free(got.bytes);
     free(want.bytes);
-    if (!stages) return printf("%s has no stages that this tool can read\n", argv[2]), 2;
-    printf("%d stages within bounds\n", stages);
-    return 0;
+    return code;
 }
