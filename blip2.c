@@ -132,11 +132,14 @@ static void probe(const Run *r, const float *x, int rows, int cols, const char *
 // ---------------------------------------------------------------------------------------------------------
 // 2. Operations.
 
+// Below so many elements (attention: multiply-adds) waking threads costs more than they save.
+enum { WORTH = 1 << 16, WORTH_ATTENTION = 1 << 19 };
+
 // Layer norm (Ba, Kiros, Hinton 2016): out = (x - mean) / sqrt(var + eps) * w + b, per row. In place is fine.
 static void layernorm(float *out, const float *x, const float *w, const float *b, float eps, int T, int C,
                       const Par *par) {
     // x (T,C), w (C), b (C) -> out (T,C)
-    #pragma omp parallel for num_threads(par->threads) if (T > 8)
+    #pragma omp parallel for num_threads(par->threads) if ((int64_t)T * C > WORTH)
     for (int t = 0; t < T; t++) {
         const float *xt = x + (size_t)t * C;
         float *ot = out + (size_t)t * C;
@@ -154,7 +157,7 @@ static void layernorm(float *out, const float *x, const float *w, const float *b
 // T5's norm (Zhang, Sennrich 2019): no mean is subtracted, no bias added.
 static void rmsnorm(float *out, const float *x, const float *w, float eps, int T, int C, const Par *par) {
     // x (T,C), w (C) -> out (T,C)
-    #pragma omp parallel for num_threads(par->threads) if (T > 8)
+    #pragma omp parallel for num_threads(par->threads) if ((int64_t)T * C > WORTH)
     for (int t = 0; t < T; t++) {
         const float *xt = x + (size_t)t * C;
         float *ot = out + (size_t)t * C;
@@ -176,7 +179,7 @@ static float gelu_tanh(float x) {
 
 static void activate(float *x, int act, size_t n, const Par *par) {
     // x (n), in place
-    #pragma omp parallel for num_threads(par->threads) if (n > 4096)
+    #pragma omp parallel for num_threads(par->threads) if (n > WORTH)
     for (size_t i = 0; i < n; i++)
         x[i] = act == ACT_RELU ? (x[i] > 0 ? x[i] : 0) : act == ACT_GELU ? gelu(x[i]) : gelu_tanh(x[i]);
 }
@@ -205,7 +208,7 @@ static void attention(float *out, const float *q, int ldq, const float *k, const
                       bool causal, const float *bias, int ldb, int Tq, int Tk, int H, int A, const Run *r) {
     // q (Tq, H*A) rows ldq apart, k and v (Tk, H*A) rows ldkv apart -> out (Tq, H*A)
     const size_t room = (size_t)Tq * Tk;
-    #pragma omp parallel for num_threads(r->par.threads) schedule(dynamic)
+    #pragma omp parallel for num_threads(r->par.threads) schedule(dynamic) if ((double)H * A * room > WORTH_ATTENTION)
     for (int h = 0; h < H; h++) {
         float *s = r->scores + room * omp_get_thread_num();   // (Tq,Tk)
         gemm_nt(s, Tk, q + h * A, ldq, k + h * A, ldkv, scale, Tq, Tk, A, &r->par);
@@ -368,7 +371,8 @@ static void attend_past(float *out, const float *q, int ldq, int l, float scale,
     // q (T, IL) rows ldq apart -> out (T, IL)
     const Config *c = &r->m->config;
     const int A = c->AL, I = c->IL, new = cross || p->t < 0 ? 0 : p->t + 1;
-    #pragma omp parallel for num_threads(r->par.threads) schedule(dynamic, 4)
+    const int64_t work = (int64_t)p->T * I * ((cross ? r->TP : r->TK) + new);
+    #pragma omp parallel for num_threads(r->par.threads) schedule(dynamic, 4) if (work > WORTH_ATTENTION)
     for (int ih = 0; ih < p->T * c->HL; ih++) {
         const int i = ih / c->HL, h = ih % c->HL, b = prompt_of(r, p, i);
         const int n = cross ? r->cross_T[b] : r->prompt_T[b], last = n + new - 1;
