@@ -6,9 +6,12 @@
 //
 //   out (T,OC) = x (T,C) w (OC,C)^T          Two ways, by the number of rows of x:
 //
-//   T > ROWS_MAX (images, prompts): bound by arithmetic. Each thread takes a block of NC columns of out and goes
-//   through C in steps of about KC. The weights of a step are packed once, into panels that are K-major, so that one
-//   vector holds neighbouring columns; then each tile of MR rows of x, copied to rows XS apart, meets each panel:
+//   Few (decoding, beams; with AVX-512 prompts as well): bound by memory. The weights are read once, straight from the
+//   file's mapping, in order, and used for all rows of x. Vectors run along C, for x and w alike.
+//
+//   Many (images, prompts): bound by arithmetic. Each thread takes a block of NC columns of out and goes through C in
+//   steps of about KC. The weights of a step are packed once, into panels that are K-major, so that a vector holds
+//   neighbouring columns; then each tile of MR rows of x, copied to rows XS apart, meets each panel:
 //
 //       out  +--+--+--+--+-----+        x  +-----+-----+---+          w  +-----+-----+---+
 //         MR |xx|  |  |  | ... |        MR |xxxxx|     |   |          NR |wwwww|     |   |
@@ -18,12 +21,9 @@
 //
 //       packed w (NC*KC floats, stays in L2):  panel 0: k=0: w[0][0] w[1][0] .. w[NR-1][0], k=1: ..., | panel 1 | ...
 //
-//   T <= ROWS_MAX (decoding, beams): bound by memory. Each weight is read once, straight from the file's mapping, and
-//   used for all rows of x.
-//
-// Sums of one output always run in the same order, whatever the number of threads, the position of the row in x, or
-// T, with one exception: the two ways add in different orders, so that a row's result differs between T <= ROWS_MAX
-// and T > ROWS_MAX. Both errors stay below C * 2^-24 * sum_c |x_c w_c|; test/test_matmul.c measures them.
+// Sums of one output always run in the same order, whatever the number of threads or the position of the row in x. The
+// two ways add in different orders, so a row's result also depends on which way T goes, but on nothing else of T. Both
+// stay within C * 2^-24 * sum_c |x_c w_c| of the true sum; test/test_matmul.c measures how far.
 // Not here: anything that knows what the matrices mean.
 #include "matmul.h"
 
@@ -36,24 +36,24 @@
 #endif
 
 enum {
-    ROWS_MAX = 8,            // most rows of x that go the memory-bound way
+    SLICE = 6,               // rows of x that meet a weight in registers, the way for few rows
     KC = 256,                // most columns of x and w in one step
     XS = KC + 16,            // floats between the rows of a copied tile: no power of two, they would share cache sets
-    NC = 128,                // columns of out in a job, a multiple of every NR
+    NC = 96,                 // columns of out in a job, a multiple of every NR; a head of 64, 80 or 88 fits
     MR_MAX = 14, NR_MAX = 32,
-    NC_STACK = 96,           // the same for products that pack on the stack: a head of 64, 80 or 88 fits
     CHUNK_BYTES = 256 << 10, // weights in a job of the memory-bound way
-    AHEAD = 4096,
+    AHEAD = 4096,            // bytes that few rows look further ahead
     PACK_FLOATS = NC * KC + MR_MAX * XS
 };
 
 struct MatmulKernels {
     const char *name;
     int MR, NR;              // rows and columns of a tile
+    int few;                 // most rows of x that rows() is for
     // x (mr,K) rows XS apart, w (K,NR) packed -> out (mr,n) = base (mr,n) + scale * x w
     void (*tile)(float *out, size_t ldo, const float *base, size_t ldbase, float scale, const float *x, const float *w,
                  int mr, int n, int K);
-    // x (T,C), w (n,C) -> out (T,n) = bias + scale * x w^T, T <= ROWS_MAX
+    // x (T,C), w (n,C) -> out (T,n) = bias + scale * x w^T
     void (*rows)(float *out, size_t ldo, const float *x, size_t ldx, const void *w, size_t ldw, const float *bias,
                  float scale, int T, int n, int C, int dtype);
     // w (n,K) -> out (K,NR), columns n and up zero
@@ -61,6 +61,9 @@ struct MatmulKernels {
     float (*dot)(const float *a, const float *b, int n);
     void (*axpy)(float *y, float s, const float *x, int n);
 };
+
+static inline int min_int(int a, int b) { return a < b ? a : b; }
+static inline int ceil_div(int a, int b) { return (a + b - 1) / b; }
 
 // Element i of w as f32. A bf16 is the upper half of an f32.
 static inline float weight(const void *w, size_t i, int dtype) {
@@ -110,7 +113,7 @@ static void axpy_plain(float *y, float s, const float *x, int n) {
 }
 
 static const MatmulKernels kernels_plain = {
-    "plain", 4, 4, tile_plain, rows_plain, pack_plain, dot_plain, axpy_plain
+    "plain", 4, 4, 8, tile_plain, rows_plain, pack_plain, dot_plain, axpy_plain
 };
 
 // ---------------------------------------------------------------------------------------------------------
@@ -149,6 +152,7 @@ static inline float4 load4(const void *w, size_t i, int dtype) {
 #define TARGET
 #define VW 4
 #define MR 6
+#define FEW 8
 #define FMA(a, b, c) ((a) * (b) + (c))
 #define WIDEN(p) (v_base)widen4(p)
 #include "matmul_kernels.h"
@@ -159,6 +163,7 @@ static inline float4 load4(const void *w, size_t i, int dtype) {
 #define TARGET __attribute__((target("avx2,fma")))
 #define VW 8
 #define MR 6
+#define FEW 32
 #define FMA(a, b, c) _mm256_fmadd_ps(a, b, c)
 #define WIDEN(p) (v_avx2)_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)(p))), 16)
 #include "matmul_kernels.h"
@@ -168,6 +173,7 @@ static inline float4 load4(const void *w, size_t i, int dtype) {
 #define TARGET __attribute__((target("avx2,fma,avx512f,avx512vl,avx512bw,avx512dq")))
 #define VW 16
 #define MR 14
+#define FEW 96
 #define FMA(a, b, c) _mm512_fmadd_ps(a, b, c)
 #define WIDEN(p) (v_avx512)_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)(p))), 16)
 #include "matmul_kernels.h"
@@ -219,9 +225,6 @@ typedef struct {
     int rows, cols;         // of out in a job
 } Product;
 
-static int min_int(int a, int b) { return a < b ? a : b; }
-static int ceil_div(int a, int b) { return (a + b - 1) / b; }
-
 static const float zeros[NC];
 
 // Packs columns j .. j+n, steps k .. k+kc of b into panels of NR columns.
@@ -265,11 +268,13 @@ static void block(const Product *p, int m0, int M, int n0, int n, float *packed)
             const int mr = min_int(kern->MR, m0 + M - m), next_mr = min_int(kern->MR, m0 + M - m - mr);
             const float *a = p->a + (size_t)m * p->lda + k;
             for (int r = 0; r < mr; r++) memcpy(x + r * XS, a + (size_t)r * p->lda, (size_t)kc * sizeof *x);
-            // While this tile is multiplied: the next one, and a share of the weights of the next step.
-            prefetch_rows((const char *)a, p->lda * sizeof *a, mr, mr + next_mr, (size_t)kc * sizeof *a);
-            if (s + 1 < steps && !p->b_is_kn)
-                prefetch_rows(next_w, p->ldb * size, n * (m - m0) / M, n * (m - m0 + mr) / M, (size_t)KS * size);
             for (int i = 0; i < n; i += kern->NR) {
+                // While this tile is multiplied: a share of the next tile, and of the weights of the next step.
+                const int to = min_int(i + kern->NR, n), done = n * (m - m0);
+                prefetch_rows((const char *)a, p->lda * sizeof *a, mr + next_mr * i / n, mr + next_mr * to / n,
+                              (size_t)kc * sizeof *a);
+                if (s + 1 < steps && !p->b_is_kn)
+                    prefetch_rows(next_w, p->ldb * size, (done + mr * i) / M, (done + mr * to) / M, (size_t)KS * size);
                 float *out = p->out + (size_t)m * p->ldo + n0 + i;
                 const float *base = s > 0 ? out : p->bias ? p->bias + n0 + i : zeros;
                 kern->tile(out, p->ldo, base, s > 0 ? p->ldo : 0, p->scale, x, packed + (size_t)i * kc, mr,
@@ -286,7 +291,9 @@ typedef void Job(const Product *p, int job, int thread);
 
 static void run_jobs(Job *run, const Product *p, int jobs, int threads) {
 #ifdef _OPENMP
-#pragma omp parallel for schedule(dynamic, 1) num_threads(threads) if (threads > 1 && jobs > 1)
+    // Below some ten microseconds of work, waking threads costs more than they save, much more on busy cores.
+    const bool worth = (double)p->M * p->N * p->K > 4e5;
+#pragma omp parallel for schedule(dynamic, 1) num_threads(threads) if (threads > 1 && jobs > 1 && worth)
     for (int i = 0; i < jobs; i++) run(p, i, omp_get_thread_num());
 #else
     (void)threads;
@@ -319,7 +326,7 @@ void matmul(float *out, const float *x, const Tensor *w, const float *b, int T, 
     Product p = {out, x, w->data, b, (size_t)OC, (size_t)C, (size_t)C, 1.0f, T, OC, C, w->dtype, false, par->kernels,
                  par->scratch, T, NC};
     if (T <= 0 || OC <= 0) return;
-    if (T <= ROWS_MAX) {
+    if (T <= par->kernels->few) {
         // Chunks are large enough for the hardware to read ahead, and at least four a thread where there are that many.
         const size_t row_bytes = (size_t)C * (p.dtype == DT_BF16 ? 2 : 4);
         const size_t by_size = 4 + CHUNK_BYTES / (row_bytes + 1), by_threads = (size_t)OC / (4 * (size_t)par->threads);
@@ -338,14 +345,14 @@ void gemm_nt(float *out, int ldo, const float *a, int lda, const float *b, int l
              const Par *par) {
     // a (M,K), b (N,K) -> out (M,N) = scale * a b^T
     if (M <= 0 || N <= 0) return;
-    if (M <= ROWS_MAX) {
+    if (M <= SLICE) {
         par->kernels->rows(out, (size_t)ldo, a, (size_t)lda, b, (size_t)ldb, NULL, scale, M, N, K, DT_F32);
         return;
     }
     const Product p = {out, a, b, NULL, (size_t)ldo, (size_t)lda, (size_t)ldb, scale, M, N, K, DT_F32, false,
                        par->kernels, NULL, 0, 0};
-    float packed[NC_STACK * KC + MR_MAX * XS] __attribute__((aligned(64)));
-    for (int n = 0; n < N; n += NC_STACK) block(&p, 0, M, n, min_int(NC_STACK, N - n), packed);
+    float packed[PACK_FLOATS] __attribute__((aligned(64)));
+    for (int n = 0; n < N; n += NC) block(&p, 0, M, n, min_int(NC, N - n), packed);
 }
 
 void gemm_nn(float *out, int ldo, const float *a, int lda, const float *b, int ldb, int M, int N, int K,
@@ -354,8 +361,8 @@ void gemm_nn(float *out, int ldo, const float *a, int lda, const float *b, int l
     if (M <= 0 || N <= 0) return;
     const Product p = {out, a, b, NULL, (size_t)ldo, (size_t)lda, (size_t)ldb, 1.0f, M, N, K, DT_F32, true,
                        par->kernels, NULL, 0, 0};
-    float packed[NC_STACK * KC + MR_MAX * XS] __attribute__((aligned(64)));
-    for (int n = 0; n < N; n += NC_STACK) block(&p, 0, M, n, min_int(NC_STACK, N - n), packed);
+    float packed[PACK_FLOATS] __attribute__((aligned(64)));
+    for (int n = 0; n < N; n += NC) block(&p, 0, M, n, min_int(NC, N - n), packed);
 }
 
 float dot(const float *a, const float *b, int n, const Par *par) { return par->kernels->dot(a, b, n); }

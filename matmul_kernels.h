@@ -5,6 +5,7 @@
 //   TARGET    the attribute that switches the instruction set on for one function
 //   VW        floats in a vector
 //   MR        rows of a tile (its width is two vectors)
+//   FEW       most rows of x for which rows() is faster than packing for tile()
 //   FMA(a,b,c), WIDEN(p)   a * b + c on vectors; VW bf16 numbers at p as f32
 //
 // In order: vector types and loads; tile(), the heart of the large products; rows(), for a few rows of x against a
@@ -67,11 +68,11 @@ static TARGET void NAME(tile)(float *out, size_t ldo, const float *base, size_t 
 }
 
 // ---------------------------------------------------------------------------------------------------------
-// x (T,C), w (n,C) -> out (T,n) = bias + scale * x w^T for T <= ROWS_MAX. Each weight is read once and used for all T.
-// Every sum goes over C in steps of a vector, then over the vector: the same order for any T and n.
+// x (T,C), w (n,C) -> out (T,n) = bias + scale * x w^T, w as it lies in the file: each weight is read once from memory
+// and used for all T. Every sum goes over C in steps of a vector, then over the vector: the same order for any T and n.
 //
-// rw rows of w meet T rows of x at a time, so that loads are shared; but memory is fastest when it is read as one
-// stream. So the rows come from the level 2 cache, and what is asked of memory, in order of address, is the same
+// rw rows of w meet T <= SLICE rows of x at a time, so that loads are shared; but memory is fastest when it is read as
+// one stream. So the rows come from the level 2 cache, and what is asked of memory, in order of address, is the same
 // position of the next rw rows, AHEAD bytes on.
 
 INLINE V NAME(load_w)(const void *w, size_t i, int dtype) {
@@ -80,7 +81,7 @@ INLINE V NAME(load_w)(const void *w, size_t i, int dtype) {
 
 INLINE void NAME(rows_rw)(float *out, size_t ldo, const float *x, size_t ldx, const void *w, size_t ldw,
                           const float *bias, float scale, int T, int rw, int C, int dtype) {
-    V acc[4][ROWS_MAX], wv[4];
+    V acc[4][SLICE], wv[4];
 #pragma GCC unroll 16
     for (int t = 0; t < T; t++)
 #pragma GCC unroll 16
@@ -125,12 +126,13 @@ INLINE void NAME(rows_t)(float *out, size_t ldo, const float *x, size_t ldx, con
 static TARGET void NAME(rows)(float *out, size_t ldo, const float *x, size_t ldx, const void *w, size_t ldw,
                               const float *bias, float scale, int T, int n, int C, int dtype) {
     const size_t size = dtype == DT_BF16 ? 2 : 4;
-    const int half = (T + 1) / 2;
-    if (T > 6)      // too many sums for the registers: two halves, the second one of 16 rows still in the cache
+    if (T > SLICE) {     // too many sums for the registers: even slices of x, 16 rows of w staying in the cache for all
+        const int slice = ceil_div(T, ceil_div(T, SLICE));
         for (int j = 0; j < n; j += 16)
-            for (int t = 0; t < T; t += half)
+            for (int t = 0; t < T; t += slice)
                 NAME(rows)(out + t * ldo + j, ldo, x + t * ldx, ldx, (const char *)w + j * ldw * size, ldw,
-                           bias ? bias + j : NULL, scale, t ? T - half : half, n - j < 16 ? n - j : 16, C, dtype);
+                           bias ? bias + j : NULL, scale, min_int(slice, T - t), min_int(16, n - j), C, dtype);
+    }
 #define CASE(t) \
     case 2 * t: NAME(rows_t)(out, ldo, x, ldx, w, ldw, bias, scale, t, n, C, DT_F32); break; \
     case 2 * t + 1: NAME(rows_t)(out, ldo, x, ldx, w, ldw, bias, scale, t, n, C, DT_BF16); break;
@@ -182,7 +184,7 @@ static TARGET void NAME(axpy)(float *y, float s, const float *x, int n) {
 }
 
 static const MatmulKernels NAME(kernels) = {
-    NAME_TEXT, MR, 2 * VW, NAME(tile), NAME(rows), NAME(pack), NAME(dot), NAME(axpy)
+    NAME_TEXT, MR, 2 * VW, FEW, NAME(tile), NAME(rows), NAME(pack), NAME(dot), NAME(axpy)
 };
 
 #undef V
@@ -192,5 +194,6 @@ static const MatmulKernels NAME(kernels) = {
 #undef TARGET
 #undef VW
 #undef MR
+#undef FEW
 #undef FMA
 #undef WIDEN
