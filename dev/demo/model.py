@@ -1,7 +1,7 @@
 """The demo model: a tiny Blip2ForConditionalGeneration, its start values, its texts as tensors.
 
-In this file, in order: build (configuration and start values), pixels, make_tokenizer, Packer,
-patch_states, image_embeds, text_logits and exact (several texts for one encoded image in a single pass of the
+In this file, in order: build (configuration and start values), pixels, make_tokenizer, Packer, patch_states,
+image_embeds, text_logits, text_loss and exact (several texts for one encoded image in a single pass of the
 language model), answers (greedy decoding with transformers' own generate), export.
 
 Why several texts for one image: the ViT costs most, and a text costs a tenth of it. One row of the language
@@ -208,6 +208,20 @@ def text_logits(model, embeds, batch):
     h = lm.model.decoder(inputs_embeds=x, attention_mask=mask, position_ids=place, use_cache=False)[0]
     wanted = target >= 0
     return lm.lm_head(h[:, embeds.shape[1]:][wanted]), target[wanted]
+
+
+def text_loss(logits, batch):
+    """logits (W,V) of text_logits -> mean loss of the texts, share of tokens right.
+
+    Every text weighs the same: by tokens, captions would drown "yes" and "no", from which the model learns to
+    compare a word with what it sees.
+    """
+    wanted = batch[1] >= 0
+    target, text = batch[1][wanted], wanted.nonzero()[:, 0] * 64 + batch[2][wanted]
+    _, which, count = text.unique(return_inverse=True, return_counts=True)
+    weight = 1 / count[which].float()
+    loss = (F.cross_entropy(logits, target, reduction="none") * weight).sum() / len(count)
+    return loss, (logits.argmax(1) == target).float().mean().item()
 
 
 def exact(model, embeds, batch):

@@ -10,7 +10,7 @@ import torch
 
 class Optimizers:
     """named: (name, parameter) pairs; slow: parts of names of the parameters that take a step of slow_by
-    times the rate on every second call only, with the gradients of both (their Newton-Schulz steps cost most)."""
+    times the rate on every second call only, with the gradients of both, for their steps cost most."""
 
     def __init__(self, named, lr=.02, lr_adam=1e-3, decay=.01, slow=(), slow_by=1.0):
         self.lr, self.lr_adam, self.decay, self.slow_by, self.calls = lr, lr_adam, decay, slow_by, 0

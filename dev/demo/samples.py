@@ -3,8 +3,8 @@
     python dev/demo/samples.py --drawings FOLDER_OR_TAR --index TSV --out demo
 
 A picture is one line of SAMPLES: file name, background, then `noun@style:x,y,size` for each object. The
-ending of the name chooses the format. On standard output: for every picture its caption, what can be asked about it,
-and the files and licences of its drawings, for NOTICE.md. The colours of the objects are left as drawn.
+ending of the name chooses the format. On standard output: for every picture its caption, what can be asked
+about it, and the files and licences of its drawings, for NOTICE.md. The objects keep their colours.
 """
 import argparse
 import csv

@@ -1,15 +1,18 @@
-"""Trains the demo model in two stages, each resumable, on one thread of a CPU.
+"""Trains the demo model in three stages, each resumable, on one thread of a CPU.
 
-    python dev/demo/train.py vit  --drawings D --index I --out DIR --scenes 150000
-    python dev/demo/train.py blip --drawings D --index I --out DIR --scenes 150000
+    python dev/demo/train.py vit   --drawings D --index I --out DIR --scenes 150000
+    python dev/demo/train.py words --drawings D --index I --out DIR --scenes 60000 --lr .01
+    python dev/demo/train.py blip  --drawings D --index I --out DIR --scenes 150000 --lr .01 --batch 32
 
 vit:  the ViT alone learns to name the noun that covers each patch and to mark the centres of objects.
       Crowded scenes give most of the 64 patches something to teach; three steps of four leave out bare
       background, which halves their cost. The two heads are dropped later.
-blip: ViT, Q-Former, projection and language model learn from texts, several for one image. Two helping losses
-      stay on: the patches' nouns, and the first queries name the objects from left to right and the
-      background.
-      Starts from DIR/vit.pt, or with --start FOLDER from an exported model (its helping heads start anew).
+words: the language model and the projection learn to caption and to answer from a perfect description of the
+      scene in the place of the queries (Oracle). No pictures, so it is quick.
+blip: all parts learn from texts, several for one image. Three helping losses stay on: the patches' nouns; the
+      first queries name the objects from left to right and the background; all are drawn to the oracle's.
+      Starts from DIR/vit.pt and DIR/words.pt, or with --start FOLDER from an exported model (its
+      helping heads start anew).
 
 DIR gets vit.pt / blip.pt (everything needed to go on: run the same command again), log.jsonl, curves.png, the
 tokenizer, and with stage blip the folder hf/ (bf16, save_pretrained). --scenes is the whole length of the
@@ -181,20 +184,49 @@ class QueryHeads(torch.nn.Module):
         self.noun, self.at = torch.nn.Linear(width, nouns + 1), torch.nn.Linear(width, 2)
         self.colour = torch.nn.Linear(width, len(S.COLOURS))
 
-    def loss(self, queries, scenes, noun_id):
-        """queries (B,Q,C) -> loss, share of the objects whose noun is right."""
-        none, colours = len(noun_id), list(S.COLOURS)
-        noun = torch.full((len(scenes), self.OBJECTS), none)
-        at = torch.zeros(len(scenes), self.OBJECTS, 2)
-        for b, s in enumerate(scenes):
-            for i, t in enumerate(s.things):
-                noun[b, i], at[b, i] = noun_id[t.noun], torch.tensor([t.x, t.y])
-        colour = torch.tensor([colours.index(s.colour) for s in scenes])
+    def loss(self, queries, truth):
+        """queries (B,Q,C), truth from truths() -> loss, share of the objects whose noun is right."""
+        noun, at, colour = truth
+        none = self.noun.out_features - 1
         logits, there = self.noun(queries[:, :self.OBJECTS]), noun < none
         loss = F.cross_entropy(logits.flatten(0, 1), noun.flatten())
         loss = loss + 2 * F.smooth_l1_loss(self.at(queries[:, :self.OBJECTS])[there], at[there], beta=.1)
         loss = loss + .3 * F.cross_entropy(self.colour(queries[:, self.OBJECTS]), colour)
         return loss, ((logits.argmax(-1) == noun) & there).sum().item() / there.sum().item()
+
+
+def truths(scenes, noun_id):
+    """-> noun (B,4) of the objects from the left, len(noun_id) for none, their places (B,4,2), colour (B)."""
+    noun = torch.full((len(scenes), QueryHeads.OBJECTS), len(noun_id))
+    at, colours = torch.zeros(len(scenes), QueryHeads.OBJECTS, 2), list(S.COLOURS)
+    for b, s in enumerate(scenes):
+        for i, t in enumerate(s.things):
+            noun[b, i], at[b, i] = noun_id[t.noun], torch.tensor([t.x, t.y])
+    return noun, at, torch.tensor([colours.index(s.colour) for s in scenes])
+
+
+class Oracle(torch.nn.Module):
+    """Writes down what the queries would say of a picture that is understood perfectly.
+
+    The language model learns to count, compare and answer from these, without the cost of pictures and
+    without being misled by what the ViT does not see yet; the Q-Former is then drawn towards them.
+    """
+
+    def __init__(self, queries, width, nouns):
+        super().__init__()
+        self.slot = torch.nn.Parameter(torch.randn(queries, width) * .5)
+        self.noun, self.at = torch.nn.Embedding(nouns + 1, width), torch.nn.Linear(2, width, bias=False)
+        self.colour = torch.nn.Embedding(len(S.COLOURS), width)
+        torch.nn.init.normal_(self.at.weight, 0, 1.5)
+
+    def forward(self, truth):
+        """-> (B,Q,C), normalised as the Q-Former's last step normalises."""
+        noun, at, colour = truth
+        there = (noun < self.noun.num_embeddings - 1)[..., None]
+        objects = self.noun(noun) + self.at(at - .5) * there
+        said = torch.cat([objects, self.colour(colour)[:, None]], 1)
+        said = F.pad(said, (0, 0, 0, self.slot.shape[0] - said.shape[1]))
+        return F.layer_norm(said + self.slot, (self.slot.shape[1],))
 
 
 @torch.no_grad()
@@ -236,27 +268,77 @@ def check_blip(net, heads, source, packer, words, compositions, count=256):
     for i in range(0, count, end):
         scenes, x, _ = source.batch(10 ** 9 + i, end, 0, compositions)
         _, queries, embeds = M.image_embeds(net, x)
-        named.append(heads["queries"].loss(queries, scenes, source.id)[1])
-        kinds, rows = [], []
-        for k, s in enumerate(scenes):
-            rng = np.random.default_rng([5, i + k])
-            asked = [t for kind in KINDS if (t := words.ask(kind, rng, s))]
-            kinds.append([t[0] for t in asked]), rows.append([t[1:] for t in asked])
-        for (b, k), ok in M.exact(net, embeds, packer.pack(rows)).items():
-            right.setdefault(kinds[b][k], []).append(ok)
+        named.append(heads["queries"].loss(queries, truths(scenes, source.id))[1])
+        ask_each(net, embeds, scenes, packer, words, i, right)
     return {"objects": float(np.mean(named)), **{k: float(np.mean(v)) for k, v in right.items()}}
+
+
+def ask_each(net, embeds, scenes, packer, words, first, right):
+    """Adds to right {kind: [was it exact]} one text of every kind for every scene."""
+    kinds, rows = [], []
+    for k, s in enumerate(scenes):
+        rng = np.random.default_rng([5, first + k])
+        asked = [t for kind in KINDS if (t := words.ask(kind, rng, s))]
+        kinds.append([t[0] for t in asked]), rows.append([t[1:] for t in asked])
+    for (b, k), ok in M.exact(net, embeds, packer.pack(rows)).items():
+        right.setdefault(kinds[b][k], []).append(ok)
+
+
+def spoken(args, scenes, packer, words, done):
+    """The texts of one training step, packed."""
+    rng = np.random.default_rng([args.seed, done, 2])
+    return packer.pack([[t[1:] for t in words.texts(s, rng, args.texts)] for s in scenes])
+
+
+def word_step(args, net, oracle, source, packer, words, first, count):
+    """The language model learns from `count` scenes as the oracle tells them -> loss, share right."""
+    scenes = [S.sample_scene(source.drawings, args.seed + 1, first + i) for i in range(count)]
+    embeds = net.language_projection(oracle(truths(scenes, source.id)))
+    batch = spoken(args, scenes, packer, words, first)
+    return M.text_loss(M.text_logits(net, embeds, batch)[0], batch)
+
+
+def train_words(args, seen, net, tok):
+    words = Words(seen.drawings.plural, seen.drawings.category, seen.drawings.nouns)
+    packer, cfg = M.Packer(tok), net.config
+    oracle = Oracle(cfg.num_query_tokens, cfg.qformer_config.hidden_size, len(seen.id))
+    parts = {"language_model": net.language_model, "language_projection": net.language_projection,
+             "oracle": oracle}
+    named = [(f"{'head.' if n == 'oracle' else ''}{n}.{k}", p) for n, m in parts.items()
+             for k, p in m.named_parameters()]
+    run = Run(args, "words", parts, Optimizers(named, lr=args.lr))
+    tested = run.done
+    while run.more():
+        loss, tokens = word_step(args, net, oracle, seen, packer, words, run.done, args.batch)
+        loss.backward()
+        run.opt.step(schedule(run.done, args.scenes))
+        run.done += args.batch
+        run.note(text=loss.item(), tokens=tokens)
+        if run.done - tested >= args.every or run.done >= args.scenes:
+            tested, right = run.done, {}
+            run.save()
+            scenes = [S.sample_scene(seen.drawings, args.seed, 10 ** 9 + i, "new") for i in range(256)]
+            with torch.no_grad():
+                embeds = net.language_projection(oracle(truths(scenes, seen.id)))
+                ask_each(net, embeds, scenes, packer, words, 0, right)
+            run.record(**{k: float(np.mean(v)) for k, v in right.items()})
 
 
 def train_blip(args, seen, test, unseen, net, tok):
     words = Words(seen.drawings.plural, seen.drawings.category, seen.drawings.nouns)
     packer, cfg = M.Packer(tok), net.config
     heads = torch.nn.ModuleDict({"patches": VitHeads(cfg.vision_config.hidden_size, len(seen.id)),
-                                 "queries": QueryHeads(cfg.qformer_config.hidden_size, len(seen.id))})
-    vit = os.path.join(args.out, "vit.pt")
+                                 "queries": QueryHeads(cfg.qformer_config.hidden_size, len(seen.id)),
+                                 "oracle": Oracle(cfg.num_query_tokens, cfg.qformer_config.hidden_size,
+                                                  len(seen.id))})
     if not args.start:
-        state = torch.load(vit, weights_only=True)
+        state = torch.load(os.path.join(args.out, "vit.pt"), weights_only=True)
         net.vision_model.load_state_dict(state["vit"])
         heads["patches"].load_state_dict(state["heads"])
+        state = torch.load(os.path.join(args.out, "words.pt"), weights_only=True)
+        net.language_model.load_state_dict(state["language_model"])
+        net.language_projection.load_state_dict(state["language_projection"])
+        heads["oracle"].load_state_dict(state["oracle"])
     parts = {"net": net, "heads": heads}
     named = [(f"{n}.{k}", p) for n, m in parts.items() for k, p in m.named_parameters()]
     run = Run(args, "blip", parts,
@@ -264,21 +346,22 @@ def train_blip(args, seen, test, unseen, net, tok):
     tested = run.done
     while run.more():
         scenes, x, y = seen.batch(run.done, args.batch, 0)
-        rng = np.random.default_rng([args.seed, run.done, 2])
-        batch = packer.pack([[t[1:] for t in words.texts(s, rng, args.texts)] for s in scenes])
-        keep = None
-        if run.done // args.batch % 4 and run.done < .7 * args.scenes:
-            keep, y = kept(y, len(seen.id), args.keep, run.done)
-        patches, queries, embeds = M.image_embeds(net, x, keep)
-        logits, target = M.text_logits(net, embeds, batch)
-        text = F.cross_entropy(logits, target)
-        named_loss, objects = heads["queries"].loss(queries, scenes, seen.id)
+        patches, queries, embeds = M.image_embeds(net, x)
+        batch, truth = spoken(args, scenes, packer, words, run.done), truths(scenes, seen.id)
+        text, tokens = M.text_loss(M.text_logits(net, embeds, batch)[0], batch)
+        named_loss, objects = heads["queries"].loss(queries, truth)
         patch_loss, right = heads["patches"].loss(patches[:, 1:], y)
-        (text + .5 * named_loss + .3 * patch_loss).backward()
+        away = F.mse_loss(queries, heads["oracle"](truth).detach())
+        loss = text + .5 * named_loss + .5 * away + .5 * patch_loss
+        if run.done // args.batch % 3 == 0:              # so that it keeps what it learned from the oracle
+            loss = loss + word_step(args, net, heads["oracle"], seen, packer, words, run.done, args.batch)[0]
+        else:                                            # every parameter has a gradient, if only nothing
+            loss = loss + 0 * sum(p.sum() for p in heads["oracle"].parameters())
+        loss.backward()
         run.opt.step(schedule(run.done, args.scenes))
         run.done += args.batch
-        run.note(text=text.item(), tokens=(logits.argmax(1) == target).float().mean().item(), objects=objects,
-                 patches=right)
+        run.note(text=text.item(), tokens=tokens, objects=objects,
+                 away=away.item(), patches=right)
         if run.done - tested >= args.every or run.done >= args.scenes:
             tested = run.done
             run.save()
@@ -292,7 +375,7 @@ def train_blip(args, seen, test, unseen, net, tok):
 
 def main():
     ap = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    ap.add_argument("stage", choices=["vit", "blip"])
+    ap.add_argument("stage", choices=["vit", "words", "blip"])
     S.add_source_options(ap)
     ap.add_argument("--out", required=True)
     ap.add_argument("--scenes", type=int, required=True)
@@ -327,6 +410,8 @@ def main():
     net.train()
     if args.stage == "vit":
         train_vit(args, seen, test, unseen, net)
+    elif args.stage == "words":
+        train_words(args, seen, net, tok)
     else:
         train_blip(args, seen, test, unseen, net, tok)
 
