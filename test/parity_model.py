@@ -15,6 +15,7 @@ parity_*.py), real sizes (dev/fullsize.py).
 
 import argparse
 import itertools
+import json
 import os
 import subprocess
 import sys
@@ -131,7 +132,7 @@ def build(name, work):
     args = [sys.executable, os.path.join(HERE, "..", "export", "random_checkpoint.py"), folder, "--type", kind,
             "--tokenizer", tok, "--seed", str(len(name) * 7 + 3)]
     for key, value in options.items():
-        args += ["--tied"] if key == "tied" else ["--set", f"{key}={value}"]
+        args += ["--tied"] if key == "tied" else ["--set", f"{key}={json.dumps(value)}"]
     quietly(args)
     quietly([sys.executable, os.path.join(HERE, "..", "export", "export.py"), folder, "-o", weights, "--dtype", dtype])
     return folder, weights, dtype, replaced
