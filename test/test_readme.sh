@@ -7,7 +7,7 @@ has() { if grep -qxF -- "$1" README.md; then passed=$((passed + 1)); else failed
 
 "$blip2" --help | sed -n '/^  *-[-a-z]*/p' | grep -v '^  blip2' >"$tmp"
 while IFS= read -r line; do has "$line"; done <"$tmp"
-has "$("$blip2" --quiet -m test/data/tiny_t5.bin test/data/tiny_0.png test/data/tiny_1.png | head -n 1)"
+has "$("$blip2" --quiet -m test/data/tiny_t5.bin test/data/tiny_0.png test/data/tiny_1.png | sed -n 1p)"
 if grep -qxF "no such line in it" README.md; then failed=$((failed + 1)); else passed=$((passed + 1)); fi
 echo "$passed passed, $failed failed, 0 skipped"
 [ $failed -eq 0 ] && [ $passed -gt 20 ]
