@@ -132,8 +132,8 @@ static void probe(const Run *r, const float *x, int rows, int cols, const char *
 // ---------------------------------------------------------------------------------------------------------
 // 2. Operations.
 
-// Below so many elements (attention: multiply-adds) waking threads costs more than they save.
-enum { WORTH = 1 << 16, WORTH_ATTENTION = 1 << 19 };
+// Below so many elements, multiply-adds of attention, or elements of queries, waking threads costs more than they save.
+enum { WORTH = 1 << 16, WORTH_ATTENTION = 1 << 19, WORTH_PAST = 1 << 13 };
 
 // Layer norm (Ba, Kiros, Hinton 2016): out = (x - mean) / sqrt(var + eps) * w + b, per row. In place is fine.
 static void layernorm(float *out, const float *x, const float *w, const float *b, float eps, int T, int C,
@@ -371,8 +371,7 @@ static void attend_past(float *out, const float *q, int ldq, int l, float scale,
     // q (T, IL) rows ldq apart -> out (T, IL)
     const Config *c = &r->m->config;
     const int A = c->AL, I = c->IL, new = cross || p->t < 0 ? 0 : p->t + 1;
-    const int64_t work = (int64_t)p->T * I * ((cross ? r->TP : r->TK) + new);
-    #pragma omp parallel for num_threads(r->par.threads) schedule(dynamic, 4) if (work > WORTH_ATTENTION)
+    #pragma omp parallel for num_threads(r->par.threads) schedule(dynamic, 4) if (p->T * I > WORTH_PAST)
     for (int ih = 0; ih < p->T * c->HL; ih++) {
         const int i = ih / c->HL, h = ih % c->HL, b = prompt_of(r, p, i);
         const int n = cross ? r->cross_T[b] : r->prompt_T[b], last = n + new - 1;
