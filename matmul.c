@@ -41,7 +41,7 @@ enum {
     XS = KC + 16,            // floats between the rows of a copied tile: no power of two, they would share cache sets
     NC = 96,                 // columns of out in a job, a multiple of every NR; a head of 64, 80 or 88 fits
     MR_MAX = 14, NR_MAX = 32,
-    CHUNK_BYTES = 256 << 10, // weights in a job of the memory-bound way
+    CHUNK_BYTES = 1 << 20,   // weights in a job of the memory-bound way
     AHEAD = 4096,            // bytes that few rows look further ahead
     PACK_FLOATS = NC * KC + MR_MAX * XS
 };

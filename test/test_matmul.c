@@ -151,7 +151,8 @@ static void check_matmul(State *s, const MatmulKernels *k, int C, int OC, int dt
             crossed = true;
             memcpy(same, last, (size_t)OC * 4);
         }
-        EXPECT(&s->t, !memcmp(same, last, (size_t)OC * 4), "%s C=%d OC=%d: T=%d changes a row", matmul_isa(k), C, OC, T);
+        EXPECT(&s->t, !memcmp(same, last, (size_t)OC * 4), "%s C=%d OC=%d: T=%d changes a row", matmul_isa(k), C, OC,
+               T);
     }
     unguard(x, nx * 4), unguard(b, (size_t)OC * 4), unguard(w, nw * wsize);
     free(ref), free(out), free(one), free(same);
