@@ -408,7 +408,7 @@ static int load(Program *p, Err *e) {
     const Config *c = &p->model.config;
     if (p->o.verify && model_verify(&p->model, e)) return fail_in(e, "%s", p->o.model);
     p->tokenizer = tokenizer_open(p->model.tokenizer, p->model.tokenizer_bytes, c->V, c->image_token, e);
-    if (!p->tokenizer) return fail_in(e, "%s: tokenizer section", p->o.model);
+    if (!p->tokenizer) return fail_in(e, "%s", p->o.model);
     p->load_seconds = now() - start;
     if (p->o.verify && !p->o.quiet)
         fprintf(stderr, "blip2: %s: all %d tensors are intact\n", p->o.model, p->model.n_tensors);
