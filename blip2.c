@@ -601,7 +601,7 @@ static void *cpu_open(const Model *m, const Limits *lim, Err *e) {
     r->memory = memory;
     plan(r, &(Arena){.base = memory});
     r->par.threads = lim->threads;
-    r->par.kernels = matmul_kernels(NULL);
+    r->par.kernels = matmul_kernels(lim->isa);
     r->search = search_init(r->search_memory, lim->B, lim->R, lim->max_new, m->config.V, m->config.eos, m->config.pad);
     if (m->config.family == T5) t5_spread_bias(r);
     return r;

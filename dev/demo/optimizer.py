@@ -63,11 +63,11 @@ def orthogonal(x):
     """x (N,R,C) -> about U V' of the singular value decomposition (Newton-Schulz, Muon's coefficients)."""
     tall = x.shape[1] > x.shape[2]
     x = x.transpose(1, 2) if tall else x
-    x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
+    x = (x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)).bfloat16()     # three times faster, and as good here
     for _ in range(5):
         a = x @ x.transpose(1, 2)
         x = 3.4445 * x + (-4.7750 * a + 2.0315 * (a @ a)) @ x
-    return x.transpose(1, 2) if tall else x
+    return (x.transpose(1, 2) if tall else x).float()
 
 
 def schedule(done, total, warm=3000, flat=.6, low=.03):

@@ -1,4 +1,4 @@
-"""Trains the demo model in three stages, each resumable, on one thread of a CPU.
+"""Trains the demo model in three stages, each resumable, on one thread of a CPU (a second one draws the scenes).
 
     python dev/demo/train.py vit   --drawings D --index I --out DIR --scenes 150000
     python dev/demo/train.py words --drawings D --index I --out DIR --scenes 60000 --lr .01
@@ -21,6 +21,7 @@ Scene number i is a function of (seed, i): a run that was interrupted sees what 
 """
 import argparse
 import json
+import multiprocessing
 import os
 import platform
 import signal
@@ -63,8 +64,34 @@ class Source:
         self.drawings = S.Drawings(args.drawings, args.index, nouns or S.NOUNS, keep)
         self.id, self.seed = {n: i for i, n in enumerate(self.drawings.nouns)}, args.seed
 
+    def batches(self, first, total, count, dense):
+        """The batches from `first` to `total`, drawn by another process while the model learns."""
+        fork = multiprocessing.get_context("fork")
+        receive, send = fork.Pipe(duplex=False)
+
+        def work():
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            receive.close()
+            for i in range(first, total, count):
+                scenes, pictures, labels = self.draw(i, count, dense)
+                for s in scenes:                         # the drawings are large, and only render() needs them
+                    for t in s.things:
+                        t.drawing = []
+                send.send((scenes, np.stack(pictures), np.stack(labels)))
+
+        worker = fork.Process(target=work, daemon=True)
+        worker.start()
+        send.close()                                     # so that the worker's end shows as end of file
+        for _ in range(first, total, count):
+            scenes, pictures, labels = receive.recv()
+            yield scenes, M.pixels(pictures), torch.from_numpy(labels)
+
     def batch(self, first, count, dense, compositions="seen"):
         """dense: share of crowded scenes -> scenes, pixels (B,3,S,S), labels (B,2,P)."""
+        scenes, pictures, labels = self.draw(first, count, dense, compositions)
+        return scenes, M.pixels(pictures), torch.from_numpy(np.stack(labels))
+
+    def draw(self, first, count, dense, compositions="seen"):
         scenes, pictures, labels = [], [], []
         for i in range(first, first + count):
             crowded = (i * 0.618034) % 1 < dense
@@ -72,7 +99,12 @@ class Source:
                 S.sample_scene(self.drawings, self.seed, i, compositions)
             p, y = S.render(s, M.IMAGE, M.PATCH, self.id)
             scenes.append(s), pictures.append(p), labels.append(y)
-        return scenes, M.pixels(pictures), torch.from_numpy(np.stack(labels))
+        return scenes, pictures, labels
+
+
+def halves(args):
+    """The context in which products are done in bf16, if --bf16 asks for it."""
+    return torch.autocast("cpu", torch.bfloat16, enabled=args.bf16)
 
 
 def kept(labels, bare, count, seed):
@@ -97,6 +129,13 @@ class Run:
         self.stop = False                                # kill (TERM) means: save, then end
         signal.signal(signal.SIGTERM, lambda *_: setattr(self, "stop", True))
         self.start, self.shown, self.sums = time.time() - self.seconds, time.time(), {}
+
+    def batches(self, source, dense):
+        """Source.batches for what is left to do, until there is nothing or until asked to stop."""
+        for batch in source.batches(self.done, self.args.scenes, self.args.batch, dense):
+            if not self.more():
+                return
+            yield batch
 
     def more(self):
         """True while there is something to do; saves before it says no because it was asked to stop."""
@@ -244,12 +283,14 @@ def train_vit(args, seen, test, unseen, net):
     named = [(f"{n}.{k}", p) for n, m in parts.items() for k, p in m.named_parameters()]
     run = Run(args, "vit", parts, Optimizers(named, lr=args.lr))
     tested = run.done
-    while run.more():
-        _, x, y = seen.batch(run.done, args.batch, .7)
+    states = torch.compile(M.patch_states) if args.compile else M.patch_states
+    for _, x, y in run.batches(seen, .7):
         keep = None
         if run.done // args.batch % 4:                   # every fourth step sees whole pictures
             keep, y = kept(y, len(seen.id), args.keep, run.done)
-        loss, right = heads.loss(M.patch_states(net.vision_model, x, keep)[:, 1:], y)
+        with halves(args):
+            patches = states(net.vision_model, x, keep)
+        loss, right = heads.loss(patches.float()[:, 1:], y)
         loss.backward()
         run.opt.step(schedule(run.done, args.scenes))
         run.done += args.batch
@@ -344,11 +385,14 @@ def train_blip(args, seen, test, unseen, net, tok):
     run = Run(args, "blip", parts,
               Optimizers(named, lr=args.lr, slow=("vision_model",), slow_by=args.vit_speed))
     tested = run.done
-    while run.more():
-        scenes, x, y = seen.batch(run.done, args.batch, 0)
-        patches, queries, embeds = M.image_embeds(net, x)
+    embed = torch.compile(M.image_embeds) if args.compile else M.image_embeds
+    for scenes, x, y in run.batches(seen, 0):
+        with halves(args):
+            patches, queries, embeds = (t.float() for t in embed(net, x))
         batch, truth = spoken(args, scenes, packer, words, run.done), truths(scenes, seen.id)
-        text, tokens = M.text_loss(M.text_logits(net, embeds, batch)[0], batch)
+        with halves(args):
+            logits = M.text_logits(net, embeds, batch)[0]
+        text, tokens = M.text_loss(logits.float(), batch)
         named_loss, objects = heads["queries"].loss(queries, truth)
         patch_loss, right = heads["patches"].loss(patches[:, 1:], y)
         away = F.mse_loss(queries, heads["oracle"](truth).detach())
@@ -386,6 +430,8 @@ def main():
     ap.add_argument("--lr", type=float, default=.008, help="of Muon")
     ap.add_argument("--vit-speed", type=float, default=.6, help="learning rate of the ViT in stage blip")
     ap.add_argument("--texts", type=int, default=4, help="texts for each picture")
+    ap.add_argument("--bf16", action="store_true", help="products in bf16: faster where the processor has them")
+    ap.add_argument("--compile", action="store_true", help="torch.compile, which needs a C++ compiler")
     ap.add_argument("--vocab", type=int, default=680)
     ap.add_argument("--seed", type=int, default=1)
     args = ap.parse_args()
@@ -407,6 +453,8 @@ def main():
         net = M.build(tok.get_vocab_size(), tok.encode("\n", add_special_tokens=False).ids[0],
                       tok.token_to_id("<image>"), args.seed)
     print(f"{sum(p.numel() for p in net.parameters()) / 1e6:.3f} million parameters", flush=True)
+    # transformers' default here spends more than half of a step in the backward pass of fused attention
+    net.set_attn_implementation("eager")
     net.train()
     if args.stage == "vit":
         train_vit(args, seen, test, unseen, net)
