@@ -160,6 +160,10 @@ demo: all
 	    echo; echo "./blip2 -m test/data/tiny_$$m.bin $(DEMO_IMAGES)"; \
 	    ./blip2 --quiet -m test/data/tiny_$$m.bin $(DEMO_IMAGES) || exit 1; done
 
+# The manual page is committed, so that it can be read without building; a test says when it is out of date.
+doc/blip2.1: $(BUILD)/blip2
+	$(BUILD)/blip2 --man >$@.new && mv $@.new $@
+
 install: all
 	install -d $(DESTDIR)$(PREFIX)/bin
 	install -m 755 $(BUILD)/blip2 $(DESTDIR)$(PREFIX)/bin/blip2

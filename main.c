@@ -298,8 +298,10 @@ int main(int argc, char **argv) {
         complain(e.text);
         return EXIT_USAGE;
     }
-    if (p.o.help || p.o.version) {
+    if (p.o.help || p.o.version || p.o.man || p.o.completion) {
         if (p.o.help) options_help(stdout);
+        else if (p.o.man) options_man(stdout);
+        else if (p.o.completion) options_completion(stdout, p.o.completion);
         else print_version();
         if (output_flush(&e) == 0) return EXIT_OK;
         complain(e.text);
