@@ -10,17 +10,18 @@
 
 void complain(const char *text) { fprintf(stderr, "blip2: %s\n", text); }
 
-void remark(const Program *p, const char *fmt, ...) {
+void remark(Program *p, const char *fmt, ...) {
     if (p->o.quiet) return;
     Err line;
     va_list ap;
     va_start(ap, fmt);
     vsnprintf(line.text, sizeof line.text, fmt, ap);
     va_end(ap);
+    progress_clear(&p->progress);
     complain(line.text);
 }
 
-int load_image(blip2_image *out, const Program *p, const char *name, Err *e) {
+int load_image(blip2_image *out, Program *p, const char *name, Err *e) {
     blip2_error b;
     if (blip2_image_read(out, name, p->o.no_exif ? BLIP2_NO_EXIF : 0, &b)) return fail(e, "%s", b.text);
     if (out->warning[0]) remark(p, "warning: %s: %s", name, out->warning);
