@@ -46,7 +46,8 @@ typedef struct { char *data; size_t len, cap; } Text;
 
 void text_add(Text *t, const char *bytes, size_t n);                      // n raw bytes
 void text_printf(Text *t, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
-void text_json(Text *t, const char *utf8, size_t n);   // a quoted JSON string; invalid UTF-8 becomes U+FFFD
+void text_json(Text *t, const char *utf8, size_t n);   // a quoted JSON string; invalid UTF-8 becomes U+FFFD,
+                                                       // what a terminal would obey a \u escape
 void text_free(Text *t);
 
 // Length of the valid UTF-8 sequence at p (1..4), or 0 when the bytes there are not one (n bytes are readable).
@@ -54,5 +55,8 @@ void text_free(Text *t);
 int utf8_next(const uint8_t *p, size_t n, uint32_t *cp);
 // Writes code point cp as UTF-8 to out (room for 4) and returns its length.
 int utf8_put(char *out, uint32_t cp);
+// True for what a terminal obeys instead of showing it, or what turns the order of what it shows: C0 and C1 controls,
+// DEL, bidirectional embeddings, overrides and isolates.
+bool terminal_obeys(uint32_t cp);
 
 #endif
