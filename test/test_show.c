@@ -294,7 +294,8 @@ static void ask(Tally *t, const char *answer, size_t part, const char *name, int
     pty_end(&p);
     EXPECT(t, memmem(p.seen.data, p.seen.len, want, strlen(want)), "'%s' is not in '%s'", want, p.seen.data);
     EXPECT(t, asked || !memchr(p.seen.data, '\x1b', p.seen.len), "it was asked: %s", p.seen.data);
-    EXPECT(t, tcgetattr(p.fd, &after) == 0 && (after.c_lflag & ECHO) && (after.c_lflag & ICANON), "the terminal is not as it was");
+    EXPECT(t, tcgetattr(p.fd, &after) == 0 && (after.c_lflag & ECHO) && (after.c_lflag & ICANON),
+           "the terminal is not as it was");
     pty_close(&p);
 }
 
