@@ -7,6 +7,7 @@
 #include "dump.h"
 #include "libblip2.h"
 #include "options.h"
+#include "terminal.h"
 #include "turns.h"
 
 enum { EXIT_OK = 0, EXIT_INPUT = 1, EXIT_USAGE = 2, EXIT_MODEL = 3, EXIT_INTERRUPTED = 130 };
@@ -18,6 +19,7 @@ typedef struct {
     blip2_options how;
     Turns turns;                    // those of --context, and during an image those about it
     Dump dump;
+    Terminal terminal;              // for --show
     double load_seconds, stage_start;
 } Program;
 
@@ -32,6 +34,12 @@ int load_image(blip2_image *out, const Program *p, const char *name, Err *e);
 int ask_prompt(Program *p, const char *prompt, blip2_callback *callback, void *arg, Err *e);
 // A question behind all turns so far; its first answer becomes a turn. *prompt is what it came to.
 int ask_question(Program *p, Text *prompt, const char *question, blip2_callback *callback, void *arg, Err *e);
+
+// --show: draws the image on a terminal with the lines of text (n bytes, as output.c writes them) beside it.
+int show_image(Program *p, const blip2_image *im, const char *text, size_t n, Err *e);
+
+// chat.c: --chat; returns the exit code.
+int chat(Program *p);
 
 // records.c: --tokenize and --detokenize; returns the exit code.
 int text_records(const Program *p);
