@@ -249,8 +249,8 @@ static int look(Program *p, const char *path, Err *e) {
     if (bad) return fail_in(e, "%s", path);
     said_time(p, "image");
     p->backend->encode(p->device, p->pixels, 1);
-    for (int i = 0; i < p->o.n_prompts || i == 0; i++) {
-        const char *prompt = p->o.n_prompts ? p->o.prompts[i] : p->model.config.prompt;
+    for (int i = 0; i < p->o.prompts.n || i == 0; i++) {
+        const char *prompt = p->o.prompts.n ? p->o.prompts.text[i] : p->model.config.prompt;
         if (answer(p, path, prompt, e)) return fail_in(e, "%s", path);
     }
     return 0;
