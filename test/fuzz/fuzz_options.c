@@ -27,7 +27,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     Err e = {0};
     const int rc = options_parse(&o, argc, argv, &e);
     CHECK(rc == 0 || e.text[0]);
-    CHECK(rc != 0 || (o.n_images >= 0 && o.n_images < given && o.n_prompts >= 0 && o.n_prompts <= MAX_PROMPTS));
+    CHECK(rc != 0 || (o.n_images >= 0 && o.n_images < given && o.stops.n <= MAX_STOPS && o.device));
+    for (int i = 0; rc == 0 && i < o.n_images; i++) CHECK(strlen(o.images[i]) < size + 1);
     for (int i = 0; i < given; i++) free(text[i]);
     return 0;
 }
