@@ -3,7 +3,7 @@
 # In order: installing what is missing, what was asked for, what this machine has (dev/probe.sh), flags, rules for
 # objects and programs, tests, parity with PyTorch, demo, the rest.
 
-.PHONY: all deps programs test parity fuzz fuzz_run demo list install clean help FORCE
+.PHONY: all lib deps programs test parity fuzz fuzz_run demo list install clean help FORCE
 .SECONDARY:
 
 ifneq ($(filter deps,$(MAKECMDGOALS)),)
@@ -41,7 +41,7 @@ endif
 # Messages are cut at the end of their buffer by design (common.h), hence -Wno-format-truncation, which only gcc has.
 
 comma := ,
-FLAGS := -std=c11 -D_GNU_SOURCE -g -fopenmp-simd -Wall -Wextra -Wshadow -Wpedantic
+FLAGS := -std=c11 -D_GNU_SOURCE -g -fPIC -fvisibility=hidden -fopenmp-simd -Wall -Wextra -Wshadow -Wpedantic
 FLAGS += $(if $(FOUND_GCC),-Wno-format-truncation) $(if $(WERROR),-Werror)
 SANITIZE := -fno-omit-frame-pointer -fsanitize=address$(comma)undefined -fno-sanitize-recover=all
 FLAGS += $(if $(SAN),-O1 $(SANITIZE),$(if $(FUZZ),-O2 -Wno-pass-failed $(SANITIZE) -fsanitize=fuzzer-no-link,-O3))
@@ -59,6 +59,7 @@ LIBS += $(if $(USE_JPEG),$(JPEG_LIBS)) $(if $(USE_WEBP),$(WEBP_LIBS)) $(ZLIB_LIB
 
 # Short lines unless V=1 asks for the commands themselves.
 SAY = $(if $(V),,@echo '$(1) $@';)
+OBJCOPY ?= objcopy
 COMPILE = $(call SAY,cc  )$(CC) $(FLAGS) $(CPPFLAGS) $(CFLAGS) -MMD -MP -c -o $@ $<
 LINK = $(call SAY,link)$(CC) $(FLAGS) $(CFLAGS) $(LDFLAGS) -o $@ $^ $(LIBS)
 
@@ -66,16 +67,34 @@ SOURCES := $(sort $(wildcard *.c))
 OBJECTS := $(SOURCES:%.c=$(BUILD)/%.o)
 PARTS := $(filter-out $(BUILD)/main.o,$(OBJECTS))
 
-# ---------------------------------------------------------------------------------------------------------
-# Programs. ./blip2 is a copy of the flavour that was made last; sanitizer builds stay under build/.
+# Everything that BLIP-2 is goes into the library; the program is the rest, and common.c is in both.
+LIBRARY := $(patsubst %,$(BUILD)/%.o,libblip2 libblip2_% blip2 common device generate generate_% image image_% matmul \
+             matmul_% model model_% tokenizer tokenizer_% unicode_tables)
+LIBRARY := $(filter $(LIBRARY),$(OBJECTS))
+PROGRAM := $(filter-out $(LIBRARY),$(OBJECTS)) $(BUILD)/common.o
+ABI := $(shell sed -n 's/^\#define BLIP2_ABI *\([0-9]*\).*/\1/p' libblip2.h)
 
-all: $(if $(SAN),$(BUILD)/blip2,blip2)
+# ---------------------------------------------------------------------------------------------------------
+# Programs and the library. ./blip2 is a copy of the flavour that was made last; sanitizer builds stay under build/.
+
+all: $(if $(SAN),$(BUILD)/blip2,blip2) lib
+
+lib: $(BUILD)/libblip2.a $(BUILD)/libblip2.so
 
 blip2: $(BUILD)/blip2 FORCE
 	@cmp -s $< $@ || { cp $< $@.new && mv -f $@.new $@; }
 
-$(BUILD)/blip2: $(OBJECTS)
+$(BUILD)/blip2: $(PROGRAM) $(BUILD)/libblip2.a
 	$(LINK)
+
+# One object in which all names but those of libblip2.h are local, so that they clash with nobody's.
+$(BUILD)/libblip2.a: $(LIBRARY)
+	$(call SAY,lib )$(LD) -r -o $(BUILD)/libblip2_all.o $^ && \
+	$(OBJCOPY) --localize-hidden $(BUILD)/libblip2_all.o && rm -f $@ && $(AR) rcs $@ $(BUILD)/libblip2_all.o
+
+$(BUILD)/libblip2.so: $(LIBRARY)
+	$(call SAY,lib )$(CC) $(FLAGS) $(CFLAGS) $(LDFLAGS) -shared -Wl,-soname,libblip2.so.$(ABI) -o $@.$(ABI) $^ $(LIBS) && \
+	ln -sf libblip2.so.$(ABI) $@
 
 $(BUILD)/%.o: %.c $(BUILD)/flags
 	$(COMPILE)
@@ -113,7 +132,11 @@ $(BUILD)/test_%: $(BUILD)/test/test_%.o $(patsubst test/%.c,$(BUILD)/test/%.o,$(
 $(BUILD)/compare_dumps: $(BUILD)/test/compare_dumps.o
 	$(LINK)
 
-programs: all $(TEST_PROGRAMS) $(TOOLS)
+# Calls that fail on purpose, for LD_PRELOAD (test_faults.sh).
+$(BUILD)/faults.so: test/faults.c $(BUILD)/flags
+	$(call SAY,lib )$(CC) -std=c11 -D_GNU_SOURCE -O1 -Wall -Wextra -Wshadow -Wpedantic -shared -fPIC -o $@ $< -ldl
+
+programs: all $(TEST_PROGRAMS) $(TOOLS) $(if $(SAN),,$(BUILD)/faults.so)
 
 test: programs
 	@SAN=$(SAN) sh test/run.sh $(BUILD)/blip2 $(BUILD)/compare_dumps $(TEST_PROGRAMS) $(TEST_SCRIPTS)
@@ -173,6 +196,10 @@ demo: all
 	    echo; echo "./blip2 -m test/data/tiny_$$m.bin $(DEMO_IMAGES)"; \
 	    ./blip2 --quiet -m test/data/tiny_$$m.bin $(DEMO_IMAGES) || exit 1; done
 
+# The manual page is committed, so that it can be read without building; a test says when it is out of date.
+doc/blip2.1: $(BUILD)/blip2
+	$(BUILD)/blip2 --man >$@.new && mv $@.new $@
+
 install: all
 	install -d $(DESTDIR)$(PREFIX)/bin
 	install -m 755 $(BUILD)/blip2 $(DESTDIR)$(PREFIX)/bin/blip2
@@ -182,6 +209,7 @@ clean:
 
 help:
 	@echo 'make            ./blip2 from what is installed'
+	@echo 'make lib        build/libblip2.a and build/libblip2.so (also part of make)'
 	@echo 'make deps       installs what is missing (apt-get; dnf and Homebrew untested)'
 	@echo 'make demo       captions two images; make deps demo does both'
 	@echo 'make test       all tests that need no Python; make programs only builds them'

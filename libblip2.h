@@ -135,7 +135,7 @@ typedef struct {
     int number;              // 0 is the best, or the first sample
     const char *text;        // (n_text) without white space around it
     size_t n_text;
-    const int *tokens;       // (n_tokens) without prompt and end token; with a stop text, up to the token that completes it
+    const int *tokens;       // (n_tokens) without prompt and end token; up to the one that completes a stop text
     int n_tokens;
     const float *logprobs;   // (n_tokens); beams: behind the processors, otherwise before them
     float end_logprob;       // of the end token; NaN unless finish is BLIP2_FINISH_END
@@ -146,10 +146,13 @@ typedef struct {
 // Valid during the call of the callback only.
 typedef struct {
     int rows, step;              // step: a token was chosen for each of `rows` rows, for the step-th time from 0
-    const char *text;            // step: (n_text) what the only row's answer grew by, whole characters, perhaps nothing;
-    size_t n_text;               //       all pieces together are the answer's text. Empty with several rows.
+    const char *text;            // step: (n_text) what the only row's answer grew by, whole characters or nothing; all
+    size_t n_text;               //       pieces together are the answer's text. Empty with several rows.
     const blip2_answer *answer;  // NULL for a step; or a finished answer, best first, after all steps
 } blip2_event;
+
+// Whether blip2_generate would take these options.
+BLIP2_API int blip2_check(const blip2 *b, const blip2_options *options, blip2_error *e);
 
 // Anything but 0 ends the generation with BLIP2_STOPPED, without more answers.
 typedef int blip2_callback(void *arg, const blip2_event *event);

@@ -69,6 +69,9 @@ typedef struct {
 extern const Option OPTIONS[];
 extern const int N_OPTIONS;
 
+// The table as text (options_text.c). shell is "bash", "zsh" or "fish".
 void options_help(FILE *f);
+void options_man(FILE *f);
+void options_completion(FILE *f, const char *shell);
 
 #endif

@@ -1,0 +1,72 @@
+// ask.c: an image in, a prompt or a question about it, its answers out; for the command line and for the chat.
+//
+// In order: messages, images, prompts, questions with the turns before them. Not here: how answers look (output.c).
+
+#include "program.h"
+
+#include <stdarg.h>
+#include <stdlib.h>
+#include <string.h>
+
+void complain(const char *text) { fprintf(stderr, "blip2: %s\n", text); }
+
+void remark(const Program *p, const char *fmt, ...) {
+    if (p->o.quiet) return;
+    Err line;
+    va_list ap;
+    va_start(ap, fmt);
+    vsnprintf(line.text, sizeof line.text, fmt, ap);
+    va_end(ap);
+    complain(line.text);
+}
+
+int load_image(blip2_image *out, const Program *p, const char *name, Err *e) {
+    blip2_error b;
+    if (blip2_image_read(out, name, p->o.no_exif ? BLIP2_NO_EXIF : 0, &b)) return fail(e, "%s", b.text);
+    if (out->warning[0]) remark(p, "warning: %s: %s", name, out->warning);
+    return 0;
+}
+
+int ask_prompt(Program *p, const char *prompt, blip2_callback *callback, void *arg, Err *e) {
+    blip2_error b;
+    const int code = blip2_generate(p->model, prompt, &p->how, callback, arg, &b);
+    if (code == BLIP2_STOPPED) return code;
+    if (code) return fail(e, "%s", b.text);
+    if (*blip2_warning(p->model)) remark(p, "%s", blip2_warning(p->model));
+    return 0;
+}
+
+// ---------------------------------------------------------------------------------------------------------
+
+typedef struct { blip2_callback *callback; void *arg; Text answer; } Listener;
+
+// Keeps the first answer, which the next question will see.
+static int listen(void *listener, const blip2_event *event) {
+    Listener *l = listener;
+    const blip2_answer *a = event->answer;
+    if (a && a->number == 0) text_add(&l->answer, a->text, a->n_text);
+    return l->callback(l->arg, event);
+}
+
+static int count_tokens(void *model, const char *text, size_t n) {
+    int *ids, n_ids;
+    const int code = blip2_tokenize(model, text, n, &ids, &n_ids, NULL);
+    blip2_free(ids);
+    return code ? -1 : n_ids;
+}
+
+int ask_question(Program *p, Text *prompt, const char *question, blip2_callback *callback, void *arg, Err *e) {
+    const int most = p->info.ctx - p->how.max_new;
+    const int dropped = turns_prompt(prompt, &p->turns, question, most, count_tokens, p->model, e);
+    if (dropped < 0) return -1;
+    if (dropped)
+        remark(p, "the oldest %s dropped: with -n %d the context of %d leaves room for %d tokens%s",
+               dropped == 1 ? "turn was" : "turns were", p->how.max_new, p->info.ctx, most,
+               p->info.ctx < p->info.max_ctx ? "; hint: --ctx" : "");
+    Listener l = {callback, arg, {0}};
+    int code = ask_prompt(p, prompt->data, listen, &l, e);
+    if (!code) code = text_check(&l.answer, e);
+    if (!code) code = turns_add(&p->turns, question, l.answer.data ? l.answer.data : "", e);
+    text_free(&l.answer);
+    return code;
+}
