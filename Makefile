@@ -50,18 +50,21 @@ LIBS := -lm
 USE_OPENMP := $(if $(NO_OPENMP),,$(FOUND_OPENMP))
 USE_JPEG := $(if $(NO_JPEG),,$(FOUND_JPEG))
 USE_WEBP := $(if $(NO_WEBP),,$(FOUND_WEBP))
+USE_EDIT := $(if $(NO_EDIT),,$(FOUND_EDIT))
 # without OpenMP nothing looks at the thread counts that only pragmas mention
 FLAGS += $(if $(USE_OPENMP),-fopenmp,-Wno-unused-parameter)
 FLAGS += $(if $(USE_JPEG),-DHAVE_JPEG $(JPEG_FLAGS))
 FLAGS += $(if $(USE_WEBP),-DHAVE_WEBP $(WEBP_FLAGS))
+FLAGS += $(if $(USE_EDIT),-DHAVE_EDIT $(EDIT_FLAGS))
 FLAGS += $(STB_FLAGS)
 LIBS += $(if $(USE_JPEG),$(JPEG_LIBS)) $(if $(USE_WEBP),$(WEBP_LIBS)) $(ZLIB_LIBS)
+PROGRAM_LIBS := $(if $(USE_EDIT),$(EDIT_LIBS))      # what the library does without
 
 # Short lines unless V=1 asks for the commands themselves.
 SAY = $(if $(V),,@echo '$(1) $@';)
 OBJCOPY ?= objcopy
 COMPILE = $(call SAY,cc  )$(CC) $(FLAGS) $(CPPFLAGS) $(CFLAGS) -MMD -MP -c -o $@ $<
-LINK = $(call SAY,link)$(CC) $(FLAGS) $(CFLAGS) $(LDFLAGS) -o $@ $^ $(LIBS)
+LINK = $(call SAY,link)$(CC) $(FLAGS) $(CFLAGS) $(LDFLAGS) -o $@ $^ $(PROGRAM_LIBS) $(LIBS)
 
 SOURCES := $(sort $(wildcard *.c))
 OBJECTS := $(SOURCES:%.c=$(BUILD)/%.o)
@@ -104,7 +107,7 @@ $(BUILD)/test/%.o: test/%.c $(BUILD)/flags
 
 # Changes only when the command lines do; then it also prints what they are made of.
 $(BUILD)/flags: FORCE
-	@echo '$(CC) $(FLAGS) $(CPPFLAGS) $(CFLAGS) $(LDFLAGS) $(LIBS)' >$@.new; \
+	@echo '$(CC) $(FLAGS) $(CPPFLAGS) $(CFLAGS) $(LDFLAGS) $(PROGRAM_LIBS) $(LIBS)' >$@.new; \
 	if cmp -s $@.new $@; then rm $@.new; else $(MAKE) --no-print-directory list && mv $@.new $@; fi
 
 yes_no = $(if $(1),  found    ,  MISSING  )
@@ -116,6 +119,7 @@ ifneq ($(FOUND_COMPILER),)
 	@echo 'OpenMP  $(if $(NO_OPENMP),  left out ,$(call yes_no,$(FOUND_OPENMP)))$(if $(USE_OPENMP),,runs on one thread)'
 	@echo 'jpeg    $(if $(NO_JPEG),  left out ,$(call yes_no,$(FOUND_JPEG)))$(or $(USE_JPEG),stb_image: a little off)'
 	@echo 'webp    $(if $(NO_WEBP),  left out ,$(call yes_no,$(FOUND_WEBP)))$(if $(USE_WEBP),,no WebP images)'
+	@echo 'libedit $(if $(NO_EDIT),  left out ,$(call yes_no,$(FOUND_EDIT)))$(if $(USE_EDIT),,no line editing in --chat)'
 endif
 	@$(if $(and $(FOUND_COMPILER),$(FOUND_ZLIB),$(FOUND_STB)),true,exit 1)
 
@@ -222,7 +226,7 @@ help:
 	@echo 'CC=clang  CFLAGS=...  LDFLAGS=...  compiler and additional flags'
 	@echo 'SAN=1                 with address and undefined-behaviour sanitizers, under build/san'
 	@echo 'WERROR=1              warnings are errors'
-	@echo 'NO_OPENMP=1  NO_JPEG=1  NO_WEBP=1  leave it out'
+	@echo 'NO_OPENMP=1  NO_JPEG=1  NO_WEBP=1  NO_EDIT=1  leave it out'
 	@echo 'FLAVOUR=name          build in build/name'
 	@echo 'V=1                   show the commands'
 	@echo 'PARITY_PYTHON=python  use this interpreter for make parity'

@@ -2,13 +2,15 @@
 //
 // In order: messages, images, prompts, questions with the turns before them. Not here: how answers look (output.c).
 
+#include "escape.h"
+#include "fetch.h"
 #include "program.h"
 
 #include <stdarg.h>
 #include <stdlib.h>
 #include <string.h>
 
-void complain(const char *text) { fprintf(stderr, "blip2: %s\n", text); }
+void complain(const char *text) { escape_line(stderr, "blip2", text); }
 
 void remark(const Program *p, const char *fmt, ...) {
     if (p->o.quiet) return;
@@ -21,8 +23,17 @@ void remark(const Program *p, const char *fmt, ...) {
 }
 
 int load_image(blip2_image *out, const Program *p, const char *name, Err *e) {
+    const int flags = p->o.no_exif ? BLIP2_NO_EXIF : 0;
     blip2_error b;
-    if (blip2_image_read(out, name, p->o.no_exif ? BLIP2_NO_EXIF : 0, &b)) return fail(e, "%s", b.text);
+    uint8_t *data = NULL;
+    size_t n = 0;
+    int code;
+    if (fetch_is_url(name)) {
+        if (fetch_url(&data, &n, name, e)) return -1;
+        code = blip2_image_decode(out, data, n, name, flags, &b);
+        free(data);
+    } else code = blip2_image_read(out, name, flags, &b);
+    if (code) return fail(e, "%s", b.text);
     if (out->warning[0]) remark(p, "warning: %s: %s", name, out->warning);
     return 0;
 }

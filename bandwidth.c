@@ -5,16 +5,11 @@
 
 #include "bandwidth.h"
 
+#include "timing.h"
+
 #include <stdint.h>
 #include <string.h>
 #include <sys/mman.h>
-#include <time.h>
-
-static double now(void) {
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
-}
 
 enum { CHUNK = 1 << 20, CHUNKS = 256 };   // bytes that a thread reads before it asks for more; 256 MB in all
 #define BYTES ((size_t)CHUNK * CHUNKS)
@@ -36,16 +31,16 @@ double read_bandwidth(int threads, double seconds) {
     volatile uint64_t sink = 0;
     #pragma omp parallel for num_threads(threads)
     for (int i = 0; i < CHUNKS; i++) memset(block + (size_t)i * CHUNK, 1, CHUNK);   // pages of zeros may be one page
-    const double start = now();
+    const double start = seconds_now();
     do {
         uint64_t sum = 0;
-        const double t = now();
+        const double t = seconds_now();
         #pragma omp parallel for num_threads(threads) schedule(dynamic, 4) reduction(+ : sum)
         for (int i = 0; i < CHUNKS; i++) sum += read_chunk((const uint64_t *)(const void *)(block + (size_t)i * CHUNK));
-        const double rate = (double)BYTES / (now() - t);
+        const double rate = (double)BYTES / (seconds_now() - t);
         sink = sum;
         if (rate > best) best = rate;
-    } while (now() - start < seconds);
+    } while (seconds_now() - start < seconds);
     munmap(block, BYTES);
     return sink ? best : 0;
 }

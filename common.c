@@ -80,12 +80,13 @@ void text_json(Text *t, const char *utf8, size_t n) {
     text_add(t, "\"", 1);
     for (size_t i = 0; i < n;) {
         const uint8_t c = (uint8_t)utf8[i];
-        int len = utf8_next((const uint8_t *)utf8 + i, n - i, NULL);
+        uint32_t cp = 0;
+        const int len = utf8_next((const uint8_t *)utf8 + i, n - i, &cp);
         if (len == 0) text_add(t, "\xEF\xBF\xBD", 3);
         else if (c == '"' || c == '\\') text_printf(t, "\\%c", c);
         else if (c == '\n') text_add(t, "\\n", 2);
         else if (c == '\t') text_add(t, "\\t", 2);
-        else if (c < 0x20 || c == 0x7F) text_printf(t, "\\u%04x", c);
+        else if (terminal_obeys(cp)) text_printf(t, "\\u%04x", cp);
         else text_add(t, utf8 + i, (size_t)len);
         i += len ? (size_t)len : 1;
     }
@@ -126,4 +127,8 @@ int utf8_put(char *out, uint32_t cp) {
     out[0] = (char)(0xF0 | cp >> 18); out[1] = (char)(0x80 | (cp >> 12 & 0x3F));
     out[2] = (char)(0x80 | (cp >> 6 & 0x3F)); out[3] = (char)(0x80 | (cp & 0x3F));
     return 4;
+}
+
+bool terminal_obeys(uint32_t cp) {
+    return cp < 0x20 || (cp >= 0x7F && cp < 0xA0) || (cp >= 0x202A && cp <= 0x202E) || (cp >= 0x2066 && cp <= 0x2069);
 }

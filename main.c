@@ -95,8 +95,8 @@ static int listen(void *listener, const blip2_event *event) {
 
 // One prompt (NULL: the model's), or one question.
 static int answer(Program *p, const char *image, const char *prompt, const char *question, bool named, Err *e) {
-    Output out = {.json = p->o.json, .stream = p->o.stream, .scores = p->o.scores, .named = named, .image = image,
-                  .question = question, .seed = p->how.seed};
+    Output out = {.json = p->o.json, .stream = p->o.stream, .scores = p->o.scores, .named = named,
+                  .terminal = isatty(STDOUT_FILENO) == 1, .image = image, .question = question, .seed = p->how.seed};
     Listener l = {.p = p, .output = &out};
     Text asked = {0};
     p->stage_start = now();

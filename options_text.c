@@ -9,7 +9,8 @@
 
 static const char *const GROUPS[N_GROUPS] = {"model", "input", "asking", "choosing words", "output", "telling"};
 
-static const char ABOUT[] = "BLIP-2 looks at images and writes text about them, one line per answer on standard output.";
+static const char ABOUT[] =
+    "BLIP-2 looks at images and writes text about them, one line per answer on standard output.";
 
 static const struct { int code; const char *what; } EXITS[] = {
     {0, "all right"}, {1, "some input failed, the rest was done"}, {2, "wrong usage"},
@@ -109,7 +110,8 @@ static const char DESCRIPTION[] =
 
 static const char JSON[] =
     ".SH JSON\n"
-    "With \\fB\\-\\-json\\fR a line is an object with \\fIimage\\fR, \\fIprompt\\fR, \\fIoutputs\\fR and \\fIseed\\fR.\n"
+    "With \\fB\\-\\-json\\fR a line is an object with \\fIimage\\fR, \\fIprompt\\fR, \\fIoutputs\\fR and\n"
+    "\\fIseed\\fR.\n"
     "Each output has \\fItext\\fR, \\fItokens\\fR (without prompt and end token), \\fIscore\\fR and \\fIfinish\\fR\n"
     "(\"stop\" or \"length\"); \\fB\\-\\-scores\\fR adds \\fIlogprobs\\fR, one for each token, and\n"
     "\\fIend_logprob\\fR when the answer ended.\n"

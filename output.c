@@ -5,6 +5,8 @@
 
 #include "output.h"
 
+#include "escape.h"
+
 #include <errno.h>
 #include <string.h>
 
@@ -31,16 +33,20 @@ static void json_answer(Output *o, const blip2_answer *a) {
     text_printf(t, ",\"finish\":\"%s\"}", a->finish == BLIP2_FINISH_LENGTH ? "length" : "stop");
 }
 
-// What would break the line or the terminal becomes a space in answers, a question mark in names.
-static void add_plain(Text *t, const char *text, size_t n, char instead) {
+// Control characters would break the line: they become spaces, question marks in names.
+static void add_plain(Output *o, const char *text, size_t n, char instead) {
+    Text line = {0};
+    Text *t = o->terminal ? &line : &o->text;
     const size_t from = t->len;
     text_add(t, text, n);
     for (size_t i = from; i < t->len; i++) if ((uint8_t)t->data[i] < 0x20 || t->data[i] == 0x7F) t->data[i] = instead;
+    if (o->terminal) escape_add(&o->text, line.data, line.len);
+    text_free(&line);
 }
 
 static void add_name(Output *o) {
     if (!o->named) return;
-    add_plain(&o->text, o->image, strlen(o->image), '?');
+    add_plain(o, o->image, strlen(o->image), '?');
     text_add(&o->text, "\t", 1);
 }
 
@@ -58,7 +64,7 @@ int output_event(void *output, const blip2_event *event) {
     const blip2_answer *a = event->answer;
     if (o->stream && !o->started && !o->text.len) add_name(o);
     if (o->stream) {
-        add_plain(&o->text, event->text, event->n_text, ' ');
+        add_plain(o, event->text, event->n_text, ' ');
         if (!a) return o->text.len ? write_text(o) : 0;
     }
     if (!a) return 0;
@@ -66,7 +72,7 @@ int output_event(void *output, const blip2_event *event) {
     else {
         if (!o->stream) {
             add_name(o);
-            add_plain(&o->text, a->text, a->n_text, ' ');
+            add_plain(o, a->text, a->n_text, ' ');
         }
         if (o->scores) text_printf(&o->text, "\t%.6f", a->score);
         text_add(&o->text, "\n", 1);

@@ -7,6 +7,7 @@
 
 typedef struct {
     bool json, stream, scores, named;     // named: each line starts with the image's name
+    bool terminal;                        // what it would obey is made visible (escape.h)
     const char *image, *question;         // question: NULL when there is none
     uint64_t seed;
     Text text;                            // what is to be written

@@ -2,18 +2,13 @@
 
 #include "progress.h"
 
+#include "timing.h"
+
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/ioctl.h>
-#include <time.h>
 #include <unistd.h>
-
-static double seconds(void) {
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
-}
 
 static int columns(void) {
     struct winsize w;
@@ -45,7 +40,7 @@ void progress_text(char *out, size_t size, const Progress *p, double now, int wi
 
 static void draw(Progress *p) {
     char text[128];
-    p->last = seconds();
+    p->last = seconds_now();
     progress_text(text, sizeof text, p, p->last, columns());
     fprintf(stderr, "\r%s\033[K", text);
     p->drawn = true;
@@ -54,13 +49,13 @@ static void draw(Progress *p) {
 void progress_start(Progress *p, int total, bool wanted) {
     const char *term = getenv("TERM");
     *p = (Progress){.on = wanted && total != 1 && isatty(STDERR_FILENO) && term && *term && strcmp(term, "dumb"),
-                    .total = total, .start = seconds()};
+                    .total = total, .start = seconds_now()};
     if (p->on && total) draw(p);
 }
 
 void progress_step(Progress *p) {
     p->done++;
-    if (p->on && (!p->drawn || seconds() - p->last > 0.1 || p->done == p->total)) draw(p);
+    if (p->on && (!p->drawn || seconds_now() - p->last > 0.1 || p->done == p->total)) draw(p);
 }
 
 void progress_clear(Progress *p) {

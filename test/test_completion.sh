@@ -13,7 +13,8 @@ have() { command -v "$1" >/dev/null || { skipped=$((skipped + 1)); echo "SKIP no
 "$blip2" --man >"$tmp/blip2.1"
 if cmp -s "$tmp/blip2.1" doc/blip2.1; then ok; else bad "doc/blip2.1 is out of date: make doc/blip2.1"; fi
 if have mandoc; then
-    mandoc -Tlint -Wwarning "$tmp/blip2.1" >"$tmp/lint" && [ ! -s "$tmp/lint" ] && ok || bad "mandoc: $(cat "$tmp/lint")"
+    mandoc -Tlint -Wwarning "$tmp/blip2.1" >"$tmp/lint" && [ ! -s "$tmp/lint" ] && ok ||
+        bad "mandoc: $(cat "$tmp/lint")"
 fi
 if have groff; then
     groff -man -Tascii -ww "$tmp/blip2.1" >"$tmp/page" 2>"$tmp/lint"
@@ -79,7 +80,8 @@ until_there $1/loaded || exit 1
 zpty -w -n shell $'blip2 --bea\t\x18w'
 until_there $1/line && grep -qxF 'blip2 --beams=' $1/line
 EOT
-    timeout 20 zsh -f "$tmp/type.zsh" "$tmp" >"$tmp/out" 2>&1 && ok || bad "zsh completes '--bea' to '$(cat "$tmp/line")'"
+    timeout 20 zsh -f "$tmp/type.zsh" "$tmp" >"$tmp/out" 2>&1 && ok ||
+        bad "zsh completes '--bea' to '$(cat "$tmp/line")'"
 fi
 echo "$passed passed, $failed failed, $skipped skipped"
 [ $failed -eq 0 ] && [ $passed -gt 0 ]

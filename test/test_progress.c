@@ -1,8 +1,10 @@
 // test/test_progress.c: the text of the progress bar: fits every width, grows, says rate and time; and that it is off
-// where it must be. The bar on a terminal is in test_telling.sh. Also: the bandwidth test gives a rate, or 0.
+// where it must be. The bar on a terminal is in test_telling.sh. Also: the
+// bandwidth test gives a rate, or 0; the line about speed.
 
 #include "../bandwidth.h"
 #include "../progress.h"
+#include "../timing.h"
 #include "check.h"
 
 int main(void) {
@@ -38,5 +40,16 @@ int main(void) {
     EXPECT(&t, !p.on, "one image needs no bar");
     const double rate = read_bandwidth(1, 0.001);
     EXPECT(&t, rate == 0 || (rate > 1e6 && rate < 1e15), "%g bytes/s", rate);
+
+    char line[256];
+    const Timing timing = {.passes = 50, .decode_seconds = 10};
+    timing_speed(line, sizeof line, &timing, 5000000000, 4e10);
+    EXPECT(&t, !strcmp(line, "speed: 5.00 tokens/s, decoding read 25.00 GB/s of weights, 62 % of the 40.00 GB/s that "
+                             "memory gave in a quick test"), "%s", line);
+    timing_speed(line, sizeof line, &timing, 2000000, 0);
+    EXPECT(&t, !strcmp(line, "speed: 5.00 tokens/s, decoding read 0.01 GB/s of weights (2.00 MB, which caches hold)"),
+           "%s", line);
+    timing_speed(line, 20, &timing, 2000000, 0);
+    EXPECT(&t, strlen(line) == 19, "cut: %s", line);
     return tally_close(&t);
 }
