@@ -177,8 +177,7 @@ def table(rows, asked):
     first = rows[0].name
     for r in rows:
         cells = [r.name, f"{r.file.stat().st_size / 1e6:.1f} MB"]
-        cells += [f"{100 * e:.2f} %" for e in (r.weights, *r.stages.values())] if r.name != first else ["" for _ in
-                                                                                                     head[2:3 + len(rows[-1].stages)]]
+        cells += [f"{100 * e:.2f} %" if r.name != first else "" for e in (r.weights, *(r.stages or rows[-1].stages).values())]
         for texts in kinds.values():
             same = sum(a.given[r.name] == a.given[first] for a in texts)
             cells.append("" if r.name == first else f"{100 * same / len(texts):.2f} %")
@@ -208,7 +207,7 @@ def measure(args, rows, asked):
         ask(args, r, asked)
 
 
-def machine_text(args, asked):
+def asked_text(args, asked):
     """What was asked, for the line above a table."""
     images = len({a.image for a in asked})
     how = "greedy" if args.beams == 1 else f"{args.beams} beams"
@@ -231,7 +230,7 @@ def command_files(args):
     rows = [Row(f.name, f) for f in args.files]
     measure(args, rows, asked)
     c = WeightFile(args.files[0]).config
-    publish(args.markdown, "files", ["", f"{c['type']}: " + machine_text(args, asked).format(rows[0].name), "",
+    publish(args.markdown, "files", ["", f"{c['type']}: " + asked_text(args, asked).format(rows[0].name), "",
                                      *table(rows, asked)])
     for a in asked[:0 if args.markdown else 12]:
         print(f"\n{a.image} {a.prompt!r}")
@@ -298,11 +297,11 @@ def command_demo(args):
         work = args.work or Path(temporary)
         asked = scenes(args, work / "scenes", args.scenes, "new", 2, 2 * 10 ** 9)
         learnt = scenes(args, work / "calibration", args.calibration_scenes, "seen", 2, 10 ** 9)
-        (work / "calibration" / "prompts.txt").write_text("".join(a.prompt + "\n" for a in learnt[:64]))
+        (work / "calibration" / "prompts.txt").write_text("".join(f"{p}\n" for p in ["", *(a.prompt for a in learnt if a.prompt)]))
         rows = variants(args, work, work / "calibration")
         measure(args, rows, asked)
         commit = args.commit or run(["git", "-C", ROOT, "rev-parse", "--short", "HEAD"]).strip()
-        publish(args.markdown, "demo", ["", f"Demo model of commit {commit}: " + machine_text(args, asked).format("f32"), "",
+        publish(args.markdown, "demo", ["", f"Demo model of commit {commit}: " + asked_text(args, asked).format("f32"), "",
                                         *table(rows, asked)])
 
 

@@ -29,7 +29,7 @@ NEW_TOKENS = 40
 PROMPTS = ("", "a photo of", "Question: what is in the picture? Answer:", "Question: how many people are there? Answer:",
            "Question: what colour is the background? Answer:")
 PICTURES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
-IMAGES_AT_ONCE = 8
+AT_ONCE = 8                               # pictures that are answered together
 
 
 def holders(entry):
@@ -54,7 +54,7 @@ class Moments:
 
     def __init__(self, folder, samples, entries, dtype, quiet=False):
         """folder: Hugging Face checkpoint; samples: folder of pictures, with prompts.txt if there are special ones."""
-        self.quiet, self.found = quiet, {}
+        self.quiet, self.found, self.language = quiet, {}, []
         images = sorted(p for p in samples.iterdir() if p.suffix.lower() in PICTURES) if samples.is_dir() else []
         if not images:
             raise ExportError(f"{samples}: no pictures to calibrate with, expected {', '.join(sorted(PICTURES))}")
@@ -84,48 +84,62 @@ class Moments:
 
     @torch.inference_mode()
     def answer(self):
-        """[(picture, arguments of the language model's forward)]: a caption and one prompt for every picture."""
+        """[(picture, input_ids and the like)]: a caption and the answer to another prompt for every picture."""
         c, out = self.model.config, []
-        t5 = c.text_config.model_type == "t5"
-        for i, path in enumerate(self.images):
-            pixels = self.pixels(path)
-            for prompt in dict.fromkeys((self.prompts[0], self.prompts[i % len(self.prompts)])):
+        t5, image = c.text_config.model_type == "t5", [c.image_token_index] * c.num_query_tokens
+        for batch, at in enumerate(range(0, len(self.images), AT_ONCE)):
+            paths = self.images[at:at + AT_ONCE]
+            pixels = torch.cat([self.pixels(p) for p in paths])
+            for prompt in dict.fromkeys((self.prompts[0], self.prompts[batch % len(self.prompts)])):
                 ids = self.tokenizer(prompt, add_special_tokens=False)["input_ids"]
                 ids = ids + [c.text_config.eos_token_id] if t5 else [c.text_config.bos_token_id] + ids
-                ids = torch.tensor([[c.image_token_index] * c.num_query_tokens + ids])
-                inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-                said = self.model.generate(pixel_values=pixels, **inputs, max_new_tokens=NEW_TOKENS, do_sample=False)
-                if t5:
-                    inputs["decoder_input_ids"] = said
-                else:
-                    said = said if said[0, :c.num_query_tokens].eq(c.image_token_index).all() else torch.cat([ids, said], 1)
-                    inputs = {"input_ids": said, "attention_mask": torch.ones_like(said)}
-                out.append((path, inputs))
-            if i % 20 == 19:
-                self.say(f"  {i + 1} of {len(self.images)} pictures answered")
+                rows = torch.tensor([image + ids] * len(paths))
+                said = self.model.generate(pixel_values=pixels, input_ids=rows, attention_mask=torch.ones_like(rows),
+                                           max_new_tokens=NEW_TOKENS, do_sample=False).tolist()
+                for path, tokens in zip(paths, said):
+                    out.append((path, self.sample(image + ids, tokens, t5)))
+            self.say(f"  {at + len(paths)} of {len(self.images)} pictures answered")
         return out
+
+    def sample(self, asked, said, t5):
+        """Arguments of forward for a prompt and what generate() returned about it, without its end and padding."""
+        said = said[1 if t5 else len(asked) if said[:1] == asked[:1] else 0:]
+        end = self.model.language_model.generation_config.eos_token_id
+        said = said[:said.index(end)] if end in said else said
+        if t5:
+            ids, decoder = torch.tensor([asked]), [self.model.config.text_config.decoder_start_token_id, *said]
+            return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "decoder_input_ids": torch.tensor([decoder])}
+        ids = torch.tensor([asked + said])
+        return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+
+    def passes(self, entries):
+        """One function per sample that computes what feeds these matrices, and little else."""
+        if all(e.name.startswith("vit.") for e in entries):
+            return [lambda p=p: self.model.vision_model(self.pixels(p)) for p in self.images]
+        if self.language and not any(e.name.startswith(("vit.", "qf.")) for e in entries):
+            return [lambda a=a: self.model.language_model(**a) for a in self.language]
+        return [lambda p=p, a=a: self.model(pixel_values=self.pixels(p), **a) for p, a in self.samples]
 
     @torch.inference_mode()
     def watch(self, entries):
         """Lets all samples pass and adds up the moments of these entries."""
         self.say(f"  inputs of {entries[0].name} to {entries[-1].name}")
-        hooks, sums = [], {}
+        sums, seen = {}, []
 
         def keep(name):
             def hook(module, args):
                 x = rows_of(module, args[0])
                 sums[name] = sums.get(name, 0) + x.T @ x
             return hook
-        for name in {n for e in entries for n in holders(e)}:
-            hooks.append(self.model.get_submodule(name).register_forward_pre_hook(keep(name)))
-        vision_only = all(e.name.startswith("vit.") for e in entries)
-        for path, inputs in self.samples if not vision_only else [(p, None) for p in self.images]:
-            if vision_only:
-                self.model.vision_model(self.pixels(path))
-            else:
-                self.model(pixel_values=self.pixels(path), **inputs)
+        hooks = [self.model.get_submodule(n).register_forward_pre_hook(keep(n)) for n in
+                 {n for e in entries for n in holders(e)}]
+        hooks.append(self.model.language_model.register_forward_pre_hook(lambda _m, _a, kw: seen.append(dict(kw)),
+                                                                          with_kwargs=True))
+        for run in self.passes(entries):
+            run()
         for hook in hooks:
             hook.remove()
+        self.language = self.language or seen
         self.found = {e.name: sums[n].numpy() for e in entries for n in holders(e) if n in sums}
 
     def of(self, entry):
