@@ -5,6 +5,7 @@
 #include "escape.h"
 #include "fetch.h"
 #include "program.h"
+#include "show.h"
 
 #include <stdarg.h>
 #include <stdlib.h>
@@ -37,6 +38,18 @@ int load_image(blip2_image *out, Program *p, const char *name, Err *e) {
     if (code) return fail(e, "%s", b.text);
     if (out->warning[0]) remark(p, "warning: %s: %s", name, out->warning);
     return 0;
+}
+
+int show_image(Program *p, const blip2_image *im, const char *text, size_t n, Err *e) {
+    if (!p->o.show || !p->terminal.is) return 0;
+    Text out = {0};
+    terminal_measure(&p->terminal);
+    int bad = show_picture(&out, im->rgb, im->W, im->H, text, n, show_way(&p->terminal), &p->terminal, e);
+    if (!bad) bad = text_check(&out, e);
+    if (!bad) fwrite(out.data, 1, out.len, stdout);
+    fflush(stdout);
+    text_free(&out);
+    return bad;
 }
 
 int ask_prompt(Program *p, const char *prompt, blip2_callback *callback, void *arg, Err *e) {

@@ -84,9 +84,11 @@ static int listen(void *listener, const blip2_event *event) {
 }
 
 // One prompt (NULL: the model's), or one question.
-static int answer(Program *p, const char *image, const char *prompt, const char *question, bool named, Err *e) {
+static int answer(Program *p, const char *image, const char *prompt, const char *question, bool named, Text *into,
+                  Err *e) {
     Output out = {.json = p->o.json, .stream = p->o.stream, .scores = p->o.scores, .named = named,
-                  .terminal = isatty(STDOUT_FILENO) == 1, .image = image, .question = question, .seed = p->how.seed};
+                  .terminal = isatty(STDOUT_FILENO) == 1, .image = image, .question = question, .seed = p->how.seed,
+                  .into = into};
     Listener l = {.p = p, .output = &out};
     Text asked = {0};
     timing_start(&p->timing);
@@ -105,13 +107,23 @@ static int look(Program *p, const char *image, bool named, Err *e) {
     timing_start(&p->timing);
     if (load_image(&im, p, image, e)) return -1;
     int bad = blip2_encode(p->model, im.rgb, im.W, im.H, &b) ? fail(e, "%s", b.text) : 0;
-    blip2_image_free(&im);
+    // Beside the picture goes what is known before it is drawn; streamed words come below.
+    Text lines = {0};
+    const bool beside = p->o.show && p->terminal.is && !p->o.stream;
+    if (!bad && p->o.stream) bad = show_image(p, &im, "", 0, e);
     const TextList *list = p->o.questions.n ? &p->o.questions : &p->o.prompts;
     const int context = p->turns.n;
     for (int i = 0; !bad && (i < list->n || i == 0); i++) {
-        const char *text = list->n ? list->text[i] : NULL;
-        bad = answer(p, image, p->o.questions.n ? NULL : text, p->o.questions.n ? text : NULL, named, e);
+        const char *what = list->n ? list->text[i] : NULL;
+        bad = answer(p, image, p->o.questions.n ? NULL : what, p->o.questions.n ? what : NULL, named,
+                     beside ? &lines : NULL, e);
     }
+    Err undrawn;
+    const char *text = lines.data ? lines.data : "";
+    if (beside && (text_check(&lines, &undrawn) || show_image(p, &im, text, lines.len, &undrawn)))
+        bad = bad ? bad : fail(e, "%s", undrawn.text);
+    blip2_image_free(&im);
+    text_free(&lines);
     turns_cut(&p->turns, context);
     return bad ? fail_in(e, "%s", image) : 0;
 }
@@ -222,16 +234,17 @@ static int tell_model(Program *p) {
 static int run(Program *p) {
     Err e;
     Inputs in = {0};
+    if (p->o.show) terminal_ask(&p->terminal, TERMINAL_WAIT_MS);   // before there are threads
     int code = load(p, &e);
     if (!code && (p->o.tokenize || p->o.detokenize)) return text_records(p);
     if (!code && p->o.info) return tell_model(p);
-    if (!code && !p->o.n_images && !p->o.images_from) return EXIT_OK;   // --verify alone
+    if (!code && !p->o.n_images && !p->o.images_from && !p->o.chat) return EXIT_OK;   // --verify alone
     if (!code && choose(p, &e)) code = EXIT_USAGE;
     if (!code && p->o.context && load_context(p, &e)) code = EXIT_INPUT;
     if (!code && inputs_open(&in, &p->o, &e)) code = EXIT_INPUT;
     if (!code) code = start(p, &e);
     if (code) complain(e.text);
-    else code = all_images(p, &in);
+    else code = p->o.chat ? chat(p) : all_images(p, &in);
     inputs_free(&in);
     return code;
 }
@@ -276,7 +289,7 @@ static char *demo_model(void) {
 // Which model and images there are to be, before anything is loaded.
 static int check_task(Program *p, char **demo, Err *e) {
     Options *o = &p->o;
-    const bool images = o->n_images || o->images_from;
+    const bool images = o->n_images || o->images_from || o->chat;
     if (!o->model) o->model = *demo = demo_model();
     if (!o->model) return fail(e, "which model? hint: -m FILE, made with export/export.py; --help lists all options");
     if (!images && !o->verify && !o->info && !o->tokenize && !o->detokenize)

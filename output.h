@@ -10,6 +10,7 @@ typedef struct {
     bool terminal;                        // what it would obey is made visible (escape.h)
     const char *image, *question;         // question: NULL when there is none
     uint64_t seed;
+    Text *into;                           // takes the finished lines instead of standard output; or NULL
     Text text;                            // what is to be written
     int n;                                // answers so far
     bool started;                         // stream: something of the line was written

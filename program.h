@@ -8,6 +8,7 @@
 #include "libblip2.h"
 #include "options.h"
 #include "progress.h"
+#include "terminal.h"
 #include "timing.h"
 #include "turns.h"
 
@@ -23,6 +24,7 @@ typedef struct {
     Timing timing;
     Progress progress;
     double load_seconds;
+    Terminal terminal;              // for --show
 } Program;
 
 void complain(const char *text);    // a line on stderr
@@ -36,6 +38,12 @@ int load_image(blip2_image *out, Program *p, const char *name, Err *e);
 int ask_prompt(Program *p, const char *prompt, blip2_callback *callback, void *arg, Err *e);
 // A question behind all turns so far; its first answer becomes a turn. *prompt is what it came to.
 int ask_question(Program *p, Text *prompt, const char *question, blip2_callback *callback, void *arg, Err *e);
+
+// --show: draws the image on a terminal with the lines of text (n bytes, as output.c writes them) beside it.
+int show_image(Program *p, const blip2_image *im, const char *text, size_t n, Err *e);
+
+// chat.c: --chat; returns the exit code.
+int chat(Program *p);
 
 // records.c: --tokenize and --detokenize; returns the exit code.
 int text_records(const Program *p);

@@ -23,7 +23,7 @@ typedef struct {
     pid_t pid;
     Text seen;      // all that came out so far
     size_t from;    // where pty_wait goes on looking
-    int status;     // of the child, once pty_close returned
+    int status;     // of the child, once pty_end returned
 } Pty;
 
 // Forks. In the child returns 1, with the pseudo-terminal of the given size as streams 0 to 2; in the parent 0, -1 when
@@ -91,8 +91,8 @@ static inline void pty_type(const Pty *p, const char *text) {
     }
 }
 
-// Reads to the end and reaps the child, killing it after 30 s; p->seen stays until text_free.
-static inline void pty_close(Pty *p) {
+// Reads to the end and reaps the child, killing it after 30 s.
+static inline void pty_end(Pty *p) {
     const int64_t deadline = pty_now() + 30000;
     while (pty_now() < deadline && waitpid(p->pid, &p->status, WNOHANG) == 0) pty_read(p, 50);
     while (pty_read(p, 0)) {}
@@ -100,7 +100,11 @@ static inline void pty_close(Pty *p) {
         kill(p->pid, SIGKILL);
         waitpid(p->pid, &p->status, 0);
     }
+}
+
+static inline void pty_close(Pty *p) {
     close(p->fd);
+    text_free(&p->seen);
 }
 
 #endif

@@ -95,10 +95,10 @@ static void where(Tally *t) {
         escape_line(stdout, "blip2", "b\x1b\nc");
         exit(0);
     }
-    pty_close(&p);
+    pty_end(&p);
     const char want[] = "a^[\\xFF^Jblip2: b^[^Jc\r\n";
     EXPECT(t, p.seen.len == strlen(want) && !memcmp(p.seen.data, want, p.seen.len), "on a terminal: %s", p.seen.data);
-    text_free(&p.seen);
+    pty_close(&p);
 }
 
 static void json(Tally *t) {
