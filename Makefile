@@ -3,7 +3,7 @@
 # In order: installing what is missing, what was asked for, what this machine has (dev/probe.sh), flags, rules for
 # objects and programs, tests, parity with PyTorch, demo, the rest.
 
-.PHONY: all lib deps programs test parity demo list install clean help FORCE
+.PHONY: all lib deps programs test parity demo list install uninstall clean help FORCE
 .SECONDARY:
 
 ifneq ($(filter deps,$(MAKECMDGOALS)),)
@@ -168,9 +168,33 @@ demo: all
 doc/blip2.1: $(BUILD)/blip2
 	$(BUILD)/blip2 --man >$@.new && mv $@.new $@
 
+# What `make install` puts below DESTDIR and PREFIX, and `make uninstall` takes away.
+INSTALLED := $(addprefix $(DESTDIR)$(PREFIX)/,bin/blip2 include/libblip2.h lib/libblip2.a lib/libblip2.so.$(ABI) \
+               lib/libblip2.so lib/pkgconfig/libblip2.pc share/man/man1/blip2.1 share/blip2/demo.bin \
+               share/bash-completion/completions/blip2 share/zsh/site-functions/_blip2 \
+               share/fish/vendor_completions.d/blip2.fish)
+# the file of that list whose name ends so
+PLACE = $(filter %/$(1),$(INSTALLED))
+
 install: all
-	install -d $(DESTDIR)$(PREFIX)/bin
-	install -m 755 $(BUILD)/blip2 $(DESTDIR)$(PREFIX)/bin/blip2
+	install -d $(sort $(dir $(INSTALLED)))
+	install -m 755 $(BUILD)/blip2 $(call PLACE,bin/blip2)
+	install -m 644 libblip2.h $(call PLACE,libblip2.h)
+	install -m 644 $(BUILD)/libblip2.a $(call PLACE,libblip2.a)
+	install -m 755 $(BUILD)/libblip2.so.$(ABI) $(call PLACE,libblip2.so.$(ABI))
+	ln -sf libblip2.so.$(ABI) $(call PLACE,libblip2.so)
+	printf 'prefix=%s\n\nName: libblip2\nDescription: BLIP-2: images to text\nVersion: %s\n%s\n%s\n%s\n' '$(PREFIX)' \
+	    "$$(sed -n 's/^#define BLIP2_VERSION "\(.*\)".*/\1/p' libblip2.h)" 'Cflags: -I$${prefix}/include' \
+	    'Libs: -L$${prefix}/lib -lblip2' 'Libs.private: $(LIBS) $(if $(USE_OPENMP),-fopenmp)' >$(call PLACE,libblip2.pc)
+	install -m 644 doc/blip2.1 $(call PLACE,blip2.1)
+	$(BUILD)/blip2 --completion bash >$(call PLACE,completions/blip2)
+	$(BUILD)/blip2 --completion zsh >$(call PLACE,_blip2)
+	$(BUILD)/blip2 --completion fish >$(call PLACE,blip2.fish)
+	$(if $(wildcard demo/demo.bin),install -m 644 demo/demo.bin $(call PLACE,demo.bin))
+
+uninstall:
+	rm -f $(INSTALLED)
+	-rmdir $(dir $(call PLACE,demo.bin))
 
 clean:
 	rm -rf build blip2
@@ -184,6 +208,7 @@ help:
 	@echo 'make parity     compares every stage with PyTorch (installs it into .venv, 5 GB)'
 	@echo 'make list       what was found on this machine'
 	@echo 'make install    to PREFIX=$(PREFIX), below DESTDIR'
+	@echo 'make uninstall  takes that away again'
 	@echo 'make clean      removes build/ and ./blip2'
 	@echo
 	@echo 'CC=clang  CFLAGS=...  LDFLAGS=...  compiler and additional flags'

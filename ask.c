@@ -13,17 +13,18 @@
 
 void complain(const char *text) { escape_line(stderr, "blip2", text); }
 
-void remark(const Program *p, const char *fmt, ...) {
+void remark(Program *p, const char *fmt, ...) {
     if (p->o.quiet) return;
     Err line;
     va_list ap;
     va_start(ap, fmt);
     vsnprintf(line.text, sizeof line.text, fmt, ap);
     va_end(ap);
+    progress_clear(&p->progress);
     complain(line.text);
 }
 
-int load_image(blip2_image *out, const Program *p, const char *name, Err *e) {
+int load_image(blip2_image *out, Program *p, const char *name, Err *e) {
     const int flags = p->o.no_exif ? BLIP2_NO_EXIF : 0;
     blip2_error b;
     uint8_t *data = NULL;

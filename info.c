@@ -72,9 +72,9 @@ static void lines_of_sizes(Text *t, const blip2 *b, bool opt) {
                 value(b, "std_r"), value(b, "std_g"), value(b, "std_b"));
     text_printf(t, "vision tower    %d blocks, width %d, %d heads, feed-forward %d\n", whole(b, "LV"), whole(b, "DV"),
                 whole(b, "HV"), whole(b, "FV"));
-    text_printf(t, "Q-Former        %d layers, width %d, %d heads, feed-forward %d, %d queries, looks at the image in "
-                   "layers 0, %d, ...\n", whole(b, "LQ"), whole(b, "DQ"), whole(b, "HQ"), whole(b, "FQ"),
-                whole(b, "Q"), whole(b, "XQ"));
+    text_printf(t, "Q-Former        %d layers, width %d, %d heads, feed-forward %d, %d queries, cross-attention in one layer "
+                   "of %d\n", whole(b, "LQ"), whole(b, "DQ"), whole(b, "HQ"), whole(b, "FQ"), whole(b, "Q"),
+                whole(b, "XQ"));
     text_printf(t, "language model  %s, ", opt ? "OPT" : "Flan-T5");
     if (!opt) text_printf(t, "%d encoder blocks, ", whole(b, "LE"));
     text_printf(t, "%d decoder layers, width %d, %d heads of %d, feed-forward %d, %s%s", whole(b, "LD"), whole(b, "DL"),
@@ -101,7 +101,7 @@ void info_text(Text *t, const blip2 *b, const char *path) {
         text_printf(t, "%s %d in %s (%s)", i ? "," : "", sums[i].n, sums[i].dtype, size_text(size, sums[i].bytes));
     text_printf(t, "\n");
     lines_of_sizes(t, b, opt);
-    text_printf(t, "tokenizer       %s, %d ids, %d rows in the embedding, %s\n", info.tokenizer, info.n_ids, info.V,
+    text_printf(t, "tokenizer       %s, %d ids, %d rows in the embedding, %s\n", info.tokenizer, info.ids, info.V,
                 size_text(size, info.tokenizer_bytes));
     text_printf(t, "defaults        -b %d -n %d --min-tokens %d --length-penalty %.7g --repeat-penalty %.7g, sampling "
                    "with --top-p %.7g --top-k %d --temp %.7g\n", o.beams, o.max_new, o.min_new, o.length_penalty,
@@ -146,7 +146,7 @@ void info_json(Text *t, const blip2 *b, const char *path) {
         text_printf(t, p.whole ? "%s\"%s\":%.0f" : "%s\"%s\":%.7g", i ? "," : "", p.name, p.value);
     text_printf(t, "},\"tokenizer\":{");
     member(t, "kind", info.tokenizer);
-    text_printf(t, "\"ids\":%d,\"embedding_rows\":%d,\"bytes\":%llu},\"defaults\":{", info.n_ids, info.V,
+    text_printf(t, "\"ids\":%d,\"embedding_rows\":%d,\"bytes\":%llu},\"defaults\":{", info.ids, info.V,
                 (unsigned long long)info.tokenizer_bytes);
     member(t, "prompt", info.prompt);
     text_printf(t, "\"beams\":%d,\"max_new\":%d,\"min_new\":%d,\"length_penalty\":%.7g,\"repeat_penalty\":%.7g,"

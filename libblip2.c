@@ -152,6 +152,7 @@ int blip2_start(blip2 *b, blip2_error *out) {
     const size_t S = (size_t)b->model.config.S;
     if (device_find(&backend, &b->lim.ordinal, b->settings.device, &e)) return failed(out, BLIP2_BAD_MODEL, &e);
     if (backend == &backend_cpu && check_memory(b, backend, &e)) return failed(out, BLIP2_BAD_MODEL, &e);
+    model_read_ahead(&b->model);
     if (!b->pixels) b->pixels = malloc(S * S * 3);
     if (!b->pixels) {
         fail(&e, "no memory for an image of %zu pixels a side", S);
@@ -162,6 +163,13 @@ int blip2_start(blip2 *b, blip2_error *out) {
     b->backend = backend;
     b->device = device;
     return BLIP2_OK;
+}
+
+int blip2_device(const char *name, blip2_error *out) {
+    const Backend *backend;
+    int ordinal;
+    Err e;
+    return device_find(&backend, &ordinal, name, &e) ? failed(out, BLIP2_BAD_MODEL, &e) : BLIP2_OK;
 }
 
 void blip2_close(blip2 *b) {
@@ -243,7 +251,7 @@ void blip2_describe(const blip2 *b, blip2_info *out, size_t size) {
         .S = m->config.S, .V = m->config.V, .ctx = b->ctx, .max_ctx = b->max_ctx, .tensors = m->n_tensors,
         .parameters = m->parameters, .file_bytes = m->file_bytes, .tokenizer_bytes = m->tokenizer_bytes,
         .memory = backend_cpu.bytes_needed(m, &b->lim), .device = b->device ? b->backend->name : NULL,
-        .threads = b->lim.threads,
+        .threads = b->lim.threads, .tokenizer = tokenizer_kind(b->tokenizer), .ids = tokenizer_ids(b->tokenizer),
     };
     memset(out, 0, size);
     memcpy(out, &info, size < sizeof info ? size : sizeof info);

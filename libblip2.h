@@ -78,6 +78,9 @@ BLIP2_API blip2 *blip2_open(const char *path, const blip2_settings *settings, bl
 BLIP2_API int blip2_start(blip2 *b, blip2_error *e);
 BLIP2_API void blip2_close(blip2 *b);      // NULL is fine
 
+// Whether a device of that name ("cuda", "cuda:1") can be used here: 0, or BLIP2_BAD_MODEL with why not in *e.
+BLIP2_API int blip2_device(const char *name, blip2_error *e);
+
 // "" or one line about the last call of blip2_start or blip2_generate: it worked, but not as one would like.
 BLIP2_API const char *blip2_warning(const blip2 *b);
 
@@ -177,6 +180,8 @@ typedef struct {
     uint64_t memory;             // bytes that the settings need beside the mapped file, on the CPU
     const char *device;          // "cpu" or the like, once started; otherwise NULL
     int threads;                 // CPU threads of this handle
+    const char *tokenizer;       // "byte-level BPE" or "unigram"
+    int ids;                     // of the tokenizer: one more than the greatest
 } blip2_info;
 // size: sizeof *out
 BLIP2_API void blip2_describe(const blip2 *b, blip2_info *out, size_t size);

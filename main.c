@@ -5,9 +5,11 @@
 // Not here: the options (options.c), how one is answered (ask.c), how answers look (output.c), everything that BLIP-2
 // is (behind libblip2.h).
 
+#include "info.h"
 #include "inputs.h"
 #include "output.h"
 #include "program.h"
+#include "version.h"
 
 #include <fcntl.h>
 #include <math.h>
@@ -17,12 +19,6 @@
 #include <sys/random.h>
 #include <time.h>
 #include <unistd.h>
-
-static double now(void) {
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (double)t.tv_sec + (double)t.tv_nsec * 1e-9;
-}
 
 // ---------------------------------------------------------------------------------------------------------
 // Settings: what was not given comes from the weight file.
@@ -66,19 +62,13 @@ static int choose(Program *p, Err *e) {
 // ---------------------------------------------------------------------------------------------------------
 // Watching the stages pass by: for --dump their values, for -v their time.
 
-static void said_time(Program *p, const char *stage) {
-    const double t = now();
-    if (p->o.verbose) fprintf(stderr, "time: %s %.4f s\n", stage, t - p->stage_start);
-    p->stage_start = t;
-}
-
 static void watch(void *program, const char *name, const float *x, int rows, int cols) {
     Program *p = program;
     if (p->o.dump) dump_add(&p->dump, name, x, rows, cols);
-    if (!strcmp(name, "pixel_values")) said_time(p, "image");
-    if (!strcmp(name, "vision_model.post_layernorm")) said_time(p, "vit");
-    if (!strcmp(name, "language_projection")) said_time(p, "qformer");
-    if (!strcmp(name, "logits")) said_time(p, "prompt");
+    if (!strcmp(name, "pixel_values")) timing_stage(&p->timing, "image");
+    if (!strcmp(name, "vision_model.post_layernorm")) timing_stage(&p->timing, "vit");
+    if (!strcmp(name, "language_projection")) timing_stage(&p->timing, "qformer");
+    if (!strcmp(name, "logits")) timing_stage(&p->timing, "prompt");
 }
 
 // ---------------------------------------------------------------------------------------------------------
@@ -89,6 +79,7 @@ typedef struct { Program *p; Output *output; int steps; } Listener;
 static int listen(void *listener, const blip2_event *event) {
     Listener *l = listener;
     if (!event->answer) l->steps = event->step + 1;
+    if (l->output->stream) progress_clear(&l->p->progress);
     return output_event(l->output, event);
 }
 
@@ -100,12 +91,11 @@ static int answer(Program *p, const char *image, const char *prompt, const char 
                   .into = into};
     Listener l = {.p = p, .output = &out};
     Text asked = {0};
-    p->stage_start = now();
+    timing_start(&p->timing);
     int bad = question ? ask_question(p, &asked, question, listen, &l, e) : ask_prompt(p, prompt, listen, &l, e);
     if (bad == BLIP2_STOPPED) bad = fail(e, "the answer could not be written");
-    char stage[32];
-    snprintf(stage, sizeof stage, "decode %d steps", l.steps);
-    if (!bad) said_time(p, stage);
+    if (!bad) timing_decode(&p->timing, l.steps);
+    progress_clear(&p->progress);
     bad = output_end(&out, question ? asked.data : prompt ? prompt : p->info.prompt, bad, e);
     text_free(&asked);
     return bad;
@@ -114,7 +104,7 @@ static int answer(Program *p, const char *image, const char *prompt, const char 
 static int look(Program *p, const char *image, bool named, Err *e) {
     blip2_image im;
     blip2_error b;
-    p->stage_start = now();
+    timing_start(&p->timing);
     if (load_image(&im, p, image, e)) return -1;
     int bad = blip2_encode(p->model, im.rgb, im.W, im.H, &b) ? fail(e, "%s", b.text) : 0;
     // Beside the picture goes what is known before it is drawn; streamed words come below.
@@ -141,8 +131,10 @@ static int look(Program *p, const char *image, bool named, Err *e) {
 static int all_images(Program *p, Inputs *in) {
     Err e;
     int code = EXIT_OK;
-    for (const char *image; (image = inputs_next(in, &e));) {
+    progress_start(&p->progress, in->total < 0 ? 0 : in->total, !p->o.quiet && !p->o.verbose);
+    for (const char *image; (image = inputs_next(in, &e)); progress_step(&p->progress)) {
         if (look(p, image, in->total != 1, &e)) {
+            progress_clear(&p->progress);
             complain(e.text);
             if (p->o.json) output_error(image, e.text);
             code = EXIT_INPUT;
@@ -153,6 +145,8 @@ static int all_images(Program *p, Inputs *in) {
             return EXIT_INPUT;
         }
     }
+    progress_clear(&p->progress);
+    timing_summary(&p->timing, info_step_bytes(p->model), strcmp(p->info.device, "cpu") ? 0 : p->info.threads);
     if (e.text[0]) {
         complain(e.text);
         code = EXIT_INPUT;
@@ -194,14 +188,14 @@ static int load(Program *p, Err *e) {
         s.probe = watch;
         s.probe_arg = p;
     }
-    const double start = now();
+    const double start = seconds_now();
     blip2_error b;
     p->model = blip2_open(o->model, &s, &b);
     if (!p->model) {
         fail(e, "%s", b.text);
         return b.code;
     }
-    p->load_seconds = now() - start;
+    p->load_seconds = seconds_now() - start;
     blip2_describe(p->model, &p->info, sizeof p->info);
     p->dump.S = p->info.S;
     if (o->verify && blip2_verify(p->model, &b)) {
@@ -225,12 +219,25 @@ static int start(Program *p, Err *e) {
     return 0;
 }
 
+static int tell_model(Program *p) {
+    Text t = {0};
+    Err e;
+    (p->o.json ? info_json : info_text)(&t, p->model, p->o.model);
+    int bad = text_check(&t, &e);
+    if (!bad) fwrite(t.data, 1, t.len, stdout);
+    if (!bad) bad = output_flush(&e);
+    text_free(&t);
+    if (bad) complain(e.text);
+    return bad ? EXIT_INPUT : EXIT_OK;
+}
+
 static int run(Program *p) {
     Err e;
     Inputs in = {0};
     if (p->o.show) terminal_ask(&p->terminal, TERMINAL_WAIT_MS);   // before there are threads
     int code = load(p, &e);
     if (!code && (p->o.tokenize || p->o.detokenize)) return text_records(p);
+    if (!code && p->o.info) return tell_model(p);
     if (!code && !p->o.n_images && !p->o.images_from && !p->o.chat) return EXIT_OK;   // --verify alone
     if (!code && choose(p, &e)) code = EXIT_USAGE;
     if (!code && p->o.context && load_context(p, &e)) code = EXIT_INPUT;
@@ -279,18 +286,13 @@ static char *demo_model(void) {
     return NULL;
 }
 
-static int print_version(void) {
-    printf("blip2 %s\nimages: %s\ncpu: %s\n", blip2_version(), blip2_formats(), blip2_cpu_isa(NULL));
-    return 0;
-}
-
 // Which model and images there are to be, before anything is loaded.
 static int check_task(Program *p, char **demo, Err *e) {
     Options *o = &p->o;
     const bool images = o->n_images || o->images_from || o->chat;
     if (!o->model) o->model = *demo = demo_model();
     if (!o->model) return fail(e, "which model? hint: -m FILE, made with export/export.py; --help lists all options");
-    if (!images && !o->verify && !o->tokenize && !o->detokenize)
+    if (!images && !o->verify && !o->info && !o->tokenize && !o->detokenize)
         return fail(e, "which image? hint: blip2 %s%s%sphoto.jpg", *demo ? "" : "-m ", *demo ? "" : o->model,
                     *demo ? "" : " ");
     if (*demo)
@@ -315,11 +317,12 @@ int main(int argc, char **argv) {
         if (p.o.help) options_help(stdout);
         else if (p.o.man) options_man(stdout);
         else if (p.o.completion) options_completion(stdout, p.o.completion);
-        else print_version();
+        else version_print(stdout);
         if (output_flush(&e) == 0) return EXIT_OK;
         complain(e.text);
         return EXIT_INPUT;
     }
+    p.timing.on = p.o.verbose;
     char *demo = NULL;
     int code = EXIT_USAGE;
     if (check_task(&p, &demo, &e)) complain(e.text);

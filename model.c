@@ -472,10 +472,11 @@ int model_open(Model *m, const char *path, Err *e) {
         model_close(m);
         return fail_in(e, "%s", path);
     }
-    // All of it will be needed soon, and reading ahead is much faster than one page fault after the other. Only a wish.
-    madvise((void *)(uintptr_t)m->file, m->file_bytes, MADV_WILLNEED);
     return 0;
 }
+
+// Reading ahead is much faster than one page fault after the other.
+void model_read_ahead(const Model *m) { madvise((void *)(uintptr_t)m->file, m->file_bytes, MADV_WILLNEED); }
 
 int model_verify(const Model *m, Err *e) {
     uint64_t end = read_u64(m->file + 16);

@@ -7,7 +7,9 @@
 #include "dump.h"
 #include "libblip2.h"
 #include "options.h"
+#include "progress.h"
 #include "terminal.h"
+#include "timing.h"
 #include "turns.h"
 
 enum { EXIT_OK = 0, EXIT_INPUT = 1, EXIT_USAGE = 2, EXIT_MODEL = 3, EXIT_INTERRUPTED = 130 };
@@ -20,16 +22,18 @@ typedef struct {
     Turns turns;                    // those of --context, and during an image those about it
     Dump dump;
     Terminal terminal;              // for --show
-    double load_seconds, stage_start;
+    Timing timing;
+    Progress progress;
+    double load_seconds;
 } Program;
 
 void complain(const char *text);    // a line on stderr
-// A line on stderr that --quiet leaves out.
-void remark(const Program *p, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
+// A line on stderr that --quiet leaves out; takes the progress bar away.
+void remark(Program *p, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
 
 // ask.c: name is a file or a URL, or "-" for standard input. Warnings go to stderr; *out is to be freed with
 // blip2_image_free.
-int load_image(blip2_image *out, const Program *p, const char *name, Err *e);
+int load_image(blip2_image *out, Program *p, const char *name, Err *e);
 // A raw prompt, or NULL for the model's own. Returns 0, BLIP2_STOPPED, or -1 with e.
 int ask_prompt(Program *p, const char *prompt, blip2_callback *callback, void *arg, Err *e);
 // A question behind all turns so far; its first answer becomes a turn. *prompt is what it came to.

@@ -207,6 +207,9 @@ void tokenizer_close(Tokenizer *t) {
     free(t);
 }
 
+const char *tokenizer_kind(const Tokenizer *t) { return t->kind == TOK_BPE ? "byte-level BPE" : "unigram"; }
+int tokenizer_ids(const Tokenizer *t) { return (int)t->n_ids; }
+
 // ---------------------------------------------------------------------------------------------------------
 // Added tokens are cut out of the text before anything else: the leftmost, of several there the longest, as
 // AddedVocabulary::find_matches of the library does it.

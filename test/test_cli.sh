@@ -78,7 +78,7 @@ run -m $opt --nucleus $good
 said 0 1 "seed " "a random seed is printed"
 run --help
 that "--help on stdout" grep -q 'usage: blip2' "$tmp/out"
-accept 3 --version
+accept 6 --version
 that "--version on stdout" grep -q '^blip2 [0-9]' "$tmp/out"
 
 # ----------------------------------------------------------------------------------------------------------
