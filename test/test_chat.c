@@ -61,8 +61,8 @@ static bool begin(Tally *t, Pty *p, const char *show, const char *beams) {
     if (side < 0) SKIP(t, "no pseudo-terminals here");
     if (side == 1) {
         setenv("TERM", "xterm", 1);
-        execl(program, program, "-m", "test/data/tiny_opt.bin", "-b", beams, "-n", "60", "--min-tokens", "59", "--chat",
-              IMAGE, show, (char *)NULL);
+        execl(program, program, "-m", "test/data/tiny_opt.bin", "-b", beams, "-n", "100", "--min-tokens", "99",
+              "--chat", IMAGE, show, (char *)NULL);
         _exit(98);
     }
     return side == 0;
@@ -70,7 +70,7 @@ static bool begin(Tally *t, Pty *p, const char *show, const char *beams) {
 
 static void person(Tally *t) {
     Pty p;
-    if (!begin(t, &p, NULL, "5")) return;
+    if (!begin(t, &p, NULL, "64")) return;
     EXPECT(t, pty_wait(&p, "> "), "no prompt: %s", p.seen.data);
     pty_type(&p, "half a line\x03");             // dropped
     EXPECT(t, pty_wait(&p, "> "), "no prompt after Ctrl-C: %s", p.seen.data);
@@ -81,9 +81,11 @@ static void person(Tally *t) {
     EXPECT(t, pty_wait(&p, "unknown command /fool") && pty_wait(&p, "> "), "no history: %s", p.seen.data);
 #endif
     pty_type(&p, "what is it?\r");
-    usleep(300000);
-    pty_type(&p, "\x03");                        // during the answer, or, if it was quick, at the prompt
-    EXPECT(t, pty_wait(&p, "> "), "no prompt: %s", p.seen.data);
+    EXPECT(t, pty_wait(&p, "what is it?") && pty_wait(&p, "\n"), "no echo: %s", p.seen.data);
+    usleep(20000);
+    pty_type(&p, "\x03");                        // 64 beams take their time
+    EXPECT(t, pty_wait(&p, "stopped;") && pty_wait(&p, "> "), "not stopped: %s", p.seen.data);
+    usleep(200000);
     pty_type(&p, "/quit\r");
     pty_end(&p);
     EXPECT(t, WIFEXITED(p.status) && WEXITSTATUS(p.status) == 0, "status %d", p.status);
