@@ -3,7 +3,7 @@
 # In order: installing what is missing, what was asked for, what this machine has (dev/probe.sh), flags, rules for
 # objects and programs, tests, parity with PyTorch, demo, the rest.
 
-.PHONY: all lib deps programs test parity demo list install uninstall clean help FORCE
+.PHONY: all lib deps programs test parity fuzz fuzz_run demo list install uninstall clean help FORCE
 .SECONDARY:
 
 ifneq ($(filter deps,$(MAKECMDGOALS)),)
@@ -43,7 +43,8 @@ endif
 comma := ,
 FLAGS := -std=c11 -D_GNU_SOURCE -g -fPIC -fvisibility=hidden -fopenmp-simd -Wall -Wextra -Wshadow -Wpedantic
 FLAGS += $(if $(FOUND_GCC),-Wno-format-truncation) $(if $(WERROR),-Werror)
-FLAGS += $(if $(SAN),-O1 -fno-omit-frame-pointer -fsanitize=address$(comma)undefined -fno-sanitize-recover=all,-O3)
+SANITIZE := -fno-omit-frame-pointer -fsanitize=address$(comma)undefined -fno-sanitize-recover=all
+FLAGS += $(if $(SAN),-O1 $(SANITIZE),$(if $(FUZZ),-O2 -Wno-pass-failed $(SANITIZE) -fsanitize=fuzzer-no-link,-O3))
 LIBS := -lm
 
 USE_OPENMP := $(if $(NO_OPENMP),,$(FOUND_OPENMP))
@@ -135,10 +136,45 @@ $(BUILD)/test_%: $(BUILD)/test/test_%.o $(patsubst test/%.c,$(BUILD)/test/%.o,$(
 $(BUILD)/compare_dumps: $(BUILD)/test/compare_dumps.o
 	$(LINK)
 
-programs: all $(TEST_PROGRAMS) $(TOOLS)
+# Calls that fail on purpose, for LD_PRELOAD (test_faults.sh).
+$(BUILD)/faults.so: test/faults.c $(BUILD)/flags
+	$(call SAY,lib )$(CC) -std=c11 -D_GNU_SOURCE -O1 -Wall -Wextra -Wshadow -Wpedantic -shared -fPIC -o $@ $< -ldl
+
+programs: all $(TEST_PROGRAMS) $(TOOLS) $(if $(SAN),,$(BUILD)/faults.so)
 
 test: programs
 	@SAN=$(SAN) sh test/run.sh $(BUILD)/blip2 $(BUILD)/compare_dumps $(TEST_PROGRAMS) $(TEST_SCRIPTS)
+
+# Fuzzing: a program for each test/fuzz/fuzz_NAME.c, run by test/fuzz/run.sh for FUZZ_SECONDS in all. libFuzzer is
+# part of clang; without it this is a skip. OpenMP stays out: its threads would outlive a case.
+
+FUZZ_SECONDS ?= 60
+FUZZ_IMAGES := gif bmp pnm
+FUZZ_TARGETS := $(FUZZ_IMAGES) $(patsubst test/fuzz/fuzz_%.c,%,$(filter-out %/fuzz_image.c,$(sort $(wildcard test/fuzz/fuzz_*.c))))
+
+fuzz:
+	@if echo 'int LLVMFuzzerTestOneInput(void) { return 0; }' | \
+	    clang -x c -fsanitize=fuzzer,address -o /dev/null - 2>/dev/null; then \
+	    $(MAKE) --no-print-directory CC=clang FLAVOUR=fuzz FUZZ=1 NO_OPENMP=1 fuzz_run; \
+	else echo 'SKIP no clang with libFuzzer here'; echo '0 passed, 0 failed, 1 skipped'; fi
+
+fuzz_run: $(FUZZ_TARGETS:%=$(BUILD)/fuzz_%) $(BUILD)/make_seeds
+	@sh test/fuzz/run.sh $(BUILD) $(FUZZ_SECONDS) $(FUZZ_TARGETS)
+
+$(BUILD)/test/fuzz_%.o: test/fuzz/fuzz_%.c $(BUILD)/flags
+	$(COMPILE)
+
+$(FUZZ_IMAGES:%=$(BUILD)/test/fuzz_%.o): $(BUILD)/test/fuzz_%.o: test/fuzz/fuzz_image.c $(BUILD)/flags
+	$(COMPILE) -DFUZZ_FORMAT=$*
+
+$(BUILD)/test/make_seeds.o: test/fuzz/make_seeds.c $(BUILD)/flags
+	$(COMPILE)
+
+$(BUILD)/make_seeds: $(BUILD)/test/make_seeds.o $(BUILD)/test/fixture.o $(PARTS)
+	$(LINK)
+
+$(BUILD)/fuzz_%: $(BUILD)/test/fuzz_%.o $(BUILD)/test/fixture.o $(PARTS)
+	$(LINK) -fsanitize=fuzzer
 
 # Parity: every test/parity*.py, in a virtual environment of its own (5 GB) unless PARITY_PYTHON names an interpreter
 # that has what test/requirements.txt asks for.
@@ -206,6 +242,7 @@ help:
 	@echo 'make demo       captions two images; make deps demo does both'
 	@echo 'make test       all tests that need no Python; make programs only builds them'
 	@echo 'make parity     compares every stage with PyTorch (installs it into .venv, 5 GB)'
+	@echo 'make fuzz       hostile input for FUZZ_SECONDS=$(FUZZ_SECONDS) in all, under sanitizers (needs clang)'
 	@echo 'make list       what was found on this machine'
 	@echo 'make install    to PREFIX=$(PREFIX), below DESTDIR'
 	@echo 'make uninstall  takes that away again'

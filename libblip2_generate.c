@@ -202,6 +202,7 @@ typedef struct {
 } Job;
 
 static bool seen_before(Job *j, const char *text, size_t n) {
+    if (j->seen.failed) return false;   // the last one may be there in half; run_prompt reports it
     for (size_t at = 0, len; at < j->seen.len; at += sizeof len + len) {
         memcpy(&len, j->seen.data + at, sizeof len);
         if (len == n && !memcmp(j->seen.data + at + sizeof len, text, n)) return true;

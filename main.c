@@ -5,6 +5,7 @@
 // Not here: the options (options.c), how one is answered (ask.c), how answers look (output.c), everything that BLIP-2
 // is (behind libblip2.h).
 
+#include "fault.h"
 #include "info.h"
 #include "inputs.h"
 #include "output.h"
@@ -195,6 +196,7 @@ static int load(Program *p, Err *e) {
         fail(e, "%s", b.text);
         return b.code;
     }
+    fault_install(o->model, EXIT_MODEL);
     p->load_seconds = seconds_now() - start;
     blip2_describe(p->model, &p->info, sizeof p->info);
     p->dump.S = p->info.S;
@@ -308,6 +310,7 @@ int main(int argc, char **argv) {
         return EXIT_INPUT;
     }
     signal(SIGPIPE, SIG_IGN);   // a write then fails and is reported
+    signal(SIGXFSZ, SIG_IGN);   // so does one beyond a limit on file sizes
     signal(SIGINT, interrupted);
     if (options_parse(&p.o, argc, argv, &e)) {
         complain(e.text);

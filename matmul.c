@@ -46,6 +46,13 @@ enum {
     PACK_FLOATS = NC * KC + MR_MAX * XS
 };
 
+// A matrix in memory, of any dtype, in the layout of doc/format.md.
+typedef struct {
+    const void *data, *scale;
+    size_t ld;               // elements from row to row; INT8 and INT4: the columns
+    int dtype;
+} Weights;
+
 struct MatmulKernels {
     const char *name;
     int MR, NR;              // rows and columns of a tile
@@ -53,11 +60,11 @@ struct MatmulKernels {
     // x (mr,K) rows XS apart, w (K,NR) packed -> out (mr,n) = base (mr,n) + scale * x w
     void (*tile)(float *out, size_t ldo, const float *base, size_t ldbase, float scale, const float *x, const float *w,
                  int mr, int n, int K);
-    // x (T,C), w (n,C) -> out (T,n) = bias + scale * x w^T
-    void (*rows)(float *out, size_t ldo, const float *x, size_t ldx, const void *w, size_t ldw, const float *bias,
-                 float scale, int T, int n, int C, int dtype);
-    // w (n,K) -> out (K,NR), columns n and up zero
-    void (*pack)(float *out, const void *w, size_t ldw, int n, int K, int dtype);
+    // x (T,C), rows j .. j+n of w (,C) -> out (T,n) = bias + scale * x w^T
+    void (*rows)(float *out, size_t ldo, const float *x, size_t ldx, const Weights *w, int j, const float *bias,
+                 float scale, int T, int n, int C);
+    // rows j .. j+n, columns k .. k+K of w -> out (K,NR), columns n and up zero; k is a multiple of 32 for INT4
+    void (*pack)(float *out, const Weights *w, int j, int n, int k, int K);
     float (*dot)(const float *a, const float *b, int n);
     void (*axpy)(float *y, float s, const float *x, int n);
 };
@@ -65,13 +72,52 @@ struct MatmulKernels {
 static inline int min_int(int a, int b) { return a < b ? a : b; }
 static inline int ceil_div(int a, int b) { return (a + b - 1) / b; }
 
-// Element i of w as f32. A bf16 is the upper half of an f32.
-static inline float weight(const void *w, size_t i, int dtype) {
-    if (dtype == DT_F32) return ((const float *)w)[i];
-    uint32_t bits = (uint32_t)((const uint16_t *)w)[i] << 16;
+static inline float bits_to_float(uint32_t bits) {
     float f;
     memcpy(&f, &bits, sizeof f);
     return f;
+}
+
+static inline float half_to_float(uint16_t h) {
+    const uint32_t sign = (uint32_t)(h & 0x8000) << 16, rest = h & 0x7FFF;
+    if (rest >= 0x7C00) return bits_to_float(sign | 0x7F800000 | (rest & 0x3FF) << 13);    // infinity, NaN
+    const float magnitude = bits_to_float(rest << 13) * 0x1p112f;                          // exact, subnormals too
+    return sign ? -magnitude : magnitude;
+}
+
+static inline size_t groups_of(size_t columns) { return (columns + 31) / 32; }
+
+// The group of 32 columns that column c of row r is in.
+static inline size_t group_at(const Weights *w, size_t r, size_t c) { return r * groups_of(w->ld) + c / 32; }
+
+static inline float group_scale(const Weights *w, size_t r, size_t c) {
+    return half_to_float(((const uint16_t *)w->scale)[group_at(w, r, c)]);
+}
+
+// What a whole row has in common; 1 where there is no such thing.
+static inline float row_scale(const Weights *w, size_t r) { return w->dtype == DT_INT8 ? ((const float *)w->scale)[r] : 1; }
+
+// The bytes of row r from column c on. INT4: of the group that it is in.
+static inline const uint8_t *weight_at(const Weights *w, size_t r, size_t c) {
+    const uint8_t *p = w->data;
+    return w->dtype == DT_INT4 ? p + group_at(w, r, c) * 16 :
+           p + (r * w->ld + c) * (w->dtype == DT_F32 ? 4 : w->dtype == DT_BF16 ? 2 : 1);
+}
+
+// Of a row's first `columns`.
+static inline size_t bytes_of(const Weights *w, size_t columns) {
+    return w->dtype == DT_F32 ? 4 * columns : w->dtype == DT_BF16 ? 2 * columns : w->dtype == DT_INT8 ? columns :
+           16 * groups_of(columns);
+}
+
+// Element (r,c) of w without its row's scale. A bf16 is the upper half of an f32.
+static inline float weight(const Weights *w, size_t r, size_t c) {
+    const uint8_t *p = weight_at(w, r, c);
+    if (w->dtype == DT_F32) return *(const float *)(const void *)p;
+    if (w->dtype == DT_BF16) return bits_to_float((uint32_t)*(const uint16_t *)(const void *)p << 16);
+    if (w->dtype == DT_INT8) return (float)*(const int8_t *)p;
+    const int nibble = p[c % 16] >> (c % 32 < 16 ? 0 : 4) & 15;
+    return (float)(nibble - 8) * group_scale(w, r, c);
 }
 
 // ---------------------------------------------------------------------------------------------------------
@@ -87,19 +133,19 @@ static void tile_plain(float *out, size_t ldo, const float *base, size_t ldbase,
         }
 }
 
-static void rows_plain(float *out, size_t ldo, const float *x, size_t ldx, const void *w, size_t ldw,
-                       const float *bias, float scale, int T, int n, int C, int dtype) {
+static void rows_plain(float *out, size_t ldo, const float *x, size_t ldx, const Weights *w, int j0,
+                       const float *bias, float scale, int T, int n, int C) {
     for (int t = 0; t < T; t++)
         for (int j = 0; j < n; j++) {
             float s = 0;
-            for (int c = 0; c < C; c++) s += x[t * ldx + c] * weight(w, j * ldw + c, dtype);
-            out[t * ldo + j] = (bias ? bias[j] : 0) + scale * s;
+            for (int c = 0; c < C; c++) s += x[t * ldx + c] * weight(w, j0 + j, c);
+            out[t * ldo + j] = (bias ? bias[j] : 0) + scale * row_scale(w, j0 + j) * s;
         }
 }
 
-static void pack_plain(float *out, const void *w, size_t ldw, int n, int K, int dtype) {
+static void pack_plain(float *out, const Weights *w, int j0, int n, int k0, int K) {
     for (int k = 0; k < K; k++)
-        for (int j = 0; j < 4; j++) out[k * 4 + j] = j < n ? weight(w, j * ldw + k, dtype) : 0;
+        for (int j = 0; j < 4; j++) out[k * 4 + j] = j < n ? weight(w, j0 + j, k0 + k) * row_scale(w, j0 + j) : 0;
 }
 
 static float dot_plain(const float *a, const float *b, int n) {
@@ -134,12 +180,17 @@ static inline float4 widen4(const uint16_t *p) {
     __m128i h = _mm_loadl_epi64((const __m128i *)p);
     return (float4)_mm_unpacklo_epi16(_mm_setzero_si128(), h);
 #else
-    return (float4){weight(p, 0, DT_BF16), weight(p, 1, DT_BF16), weight(p, 2, DT_BF16), weight(p, 3, DT_BF16)};
+    return (float4){bits_to_float((uint32_t)p[0] << 16), bits_to_float((uint32_t)p[1] << 16),
+                    bits_to_float((uint32_t)p[2] << 16), bits_to_float((uint32_t)p[3] << 16)};
 #endif
 }
 
-static inline float4 load4(const void *w, size_t i, int dtype) {
-    return dtype == DT_BF16 ? widen4((const uint16_t *)w + i) : *(const float4 *)((const float *)w + i);
+// Elements (r,c) to (r,c+3), scaled.
+static inline float4 load4(const Weights *w, size_t r, size_t c, int dtype) {
+    const void *p = weight_at(w, r, c);
+    if (dtype == DT_F32) return *(const float4 *)p;
+    if (dtype == DT_BF16) return widen4(p);
+    return (float4){weight(w, r, c), weight(w, r, c + 1), weight(w, r, c + 2), weight(w, r, c + 3)} * row_scale(w, r);
 }
 
 // SSE2, which every x86-64 has, or what the compiler makes of four floats elsewhere.
@@ -213,12 +264,11 @@ const char *matmul_isa(const MatmulKernels *k) { return k->name; }
 typedef struct {
     float *out;             // (M,N), rows ldo apart
     const float *a;         // (M,K), rows lda apart
-    const void *b;          // (N,K), or (K,N) when b_is_kn; rows ldb apart
+    Weights b;              // (N,K), or (K,N) and F32 when b_is_kn
     const float *bias;      // (N) or NULL
-    size_t ldo, lda, ldb;
+    size_t ldo, lda;
     float scale;
     int M, N, K;
-    int dtype;              // of b
     bool b_is_kn;
     const MatmulKernels *kernels;
     float *scratch;         // for the packed blocks of all threads
@@ -234,16 +284,12 @@ static void pack_panels(float *packed, const Product *p, int j, int n, int k, in
         float *panel = packed + (size_t)i * kc;
         const int nr = min_int(NR, n - i);
         if (p->b_is_kn) {
-            const float *b = (const float *)p->b + k * p->ldb + j + i;
+            const float *b = (const float *)p->b.data + k * p->b.ld + j + i;
             for (int r = 0; r < kc; r++) {
-                memcpy(panel + (size_t)r * NR, b + r * p->ldb, (size_t)nr * sizeof *b);
+                memcpy(panel + (size_t)r * NR, b + r * p->b.ld, (size_t)nr * sizeof *b);
                 memset(panel + (size_t)r * NR + nr, 0, (size_t)(NR - nr) * sizeof *b);
             }
-        } else {
-            const size_t size = p->dtype == DT_BF16 ? 2 : 4;
-            const char *b = (const char *)p->b + ((size_t)(j + i) * p->ldb + (size_t)k) * size;
-            p->kernels->pack(panel, b, p->ldb, nr, kc, p->dtype);
-        }
+        } else p->kernels->pack(panel, &p->b, j + i, nr, k, kc);
     }
 }
 
@@ -254,15 +300,15 @@ static void prefetch_rows(const char *p, size_t ld, int from, int to, size_t byt
 }
 
 // Rows m0 .. m0+M, columns n0 .. n0+n of out. packed has room for n, rounded up to NR, times KC floats and then for
-// a tile of x. The steps through K are as even as possible, multiples of four and the same for every block.
+// a tile of x. The steps through K are as even as possible, multiples of 32 and the same for every block.
 static void block(const Product *p, int m0, int M, int n0, int n, float *packed) {
     const MatmulKernels *kern = p->kernels;
-    const int steps = p->K > 0 ? ceil_div(p->K, KC) : 1, KS = ceil_div(ceil_div(p->K, steps), 4) * 4;
+    const int steps = p->K > 0 ? ceil_div(p->K, KC) : 1, KS = ceil_div(ceil_div(p->K, steps), 32) * 32;
     float *x = packed + (size_t)ceil_div(n, kern->NR) * (size_t)kern->NR * KC;
-    const size_t size = p->dtype == DT_BF16 ? 2 : 4;
-    for (int s = 0; s < steps; s++) {
+    const size_t row_bytes = bytes_of(&p->b, p->b.ld), step_bytes = bytes_of(&p->b, (size_t)KS);
+    for (int s = 0; s < steps && s * KS <= p->K; s++) {
         const int k = s * KS, kc = min_int(KS, p->K - k);
-        const char *next_w = (const char *)p->b + ((size_t)n0 * p->ldb + (size_t)(k + KS)) * size;
+        const char *next_w = (const char *)weight_at(&p->b, (size_t)n0, (size_t)(k + KS));
         pack_panels(packed, p, n0, n, k, kc);
         for (int m = m0; m < m0 + M; m += kern->MR) {
             const int mr = min_int(kern->MR, m0 + M - m), next_mr = min_int(kern->MR, m0 + M - m - mr);
@@ -274,7 +320,7 @@ static void block(const Product *p, int m0, int M, int n0, int n, float *packed)
                 prefetch_rows((const char *)a, p->lda * sizeof *a, mr + next_mr * i / n, mr + next_mr * to / n,
                               (size_t)kc * sizeof *a);
                 if (s + 1 < steps && !p->b_is_kn)
-                    prefetch_rows(next_w, p->ldb * size, (done + mr * i) / M, (done + mr * to) / M, (size_t)KS * size);
+                    prefetch_rows(next_w, row_bytes, (done + mr * i) / M, (done + mr * to) / M, step_bytes);
                 float *out = p->out + (size_t)m * p->ldo + n0 + i;
                 const float *base = s > 0 ? out : p->bias ? p->bias + n0 + i : zeros;
                 kern->tile(out, p->ldo, base, s > 0 ? p->ldo : 0, p->scale, x, packed + (size_t)i * kc, mr,
@@ -307,11 +353,10 @@ static void block_job(const Product *p, int job, int thread) {
 }
 
 static void rows_job(const Product *p, int job, int thread) {
-    const size_t size = p->dtype == DT_BF16 ? 2 : 4;
     const int n = job * p->cols;
     (void)thread;
-    p->kernels->rows(p->out + n, p->ldo, p->a, p->lda, (const char *)p->b + (size_t)n * p->ldb * size, p->ldb,
-                     p->bias ? p->bias + n : NULL, p->scale, p->M, min_int(p->cols, p->N - n), p->K, p->dtype);
+    p->kernels->rows(p->out + n, p->ldo, p->a, p->lda, &p->b, n, p->bias ? p->bias + n : NULL, p->scale, p->M,
+                     min_int(p->cols, p->N - n), p->K);
 }
 
 // ---------------------------------------------------------------------------------------------------------
@@ -321,14 +366,13 @@ uint64_t matmul_scratch_bytes(int threads) { return (uint64_t)threads * PACK_FLO
 
 void matmul(float *out, const float *x, const Tensor *w, const float *b, int T, const Par *par) {
     // x (T,C), w (OC,C), b (OC) or NULL -> out (T,OC)
-    CHECK(w->dtype == DT_F32 || w->dtype == DT_BF16);
     const int OC = w->rows, C = w->cols;
-    Product p = {out, x, w->data, b, (size_t)OC, (size_t)C, (size_t)C, 1.0f, T, OC, C, w->dtype, false, par->kernels,
-                 par->scratch, T, NC};
+    const Weights weights = {w->data, w->scale, (size_t)C, w->dtype};
+    Product p = {out, x, weights, b, (size_t)OC, (size_t)C, 1.0f, T, OC, C, false, par->kernels, par->scratch, T, NC};
     if (T <= 0 || OC <= 0) return;
     if (T <= par->kernels->few) {
         // Chunks are large enough for the hardware to read ahead, and at least four a thread where there are that many.
-        const size_t row_bytes = (size_t)C * (p.dtype == DT_BF16 ? 2 : 4);
+        const size_t row_bytes = bytes_of(&weights, (size_t)C);
         const size_t by_size = 4 + CHUNK_BYTES / (row_bytes + 1), by_threads = (size_t)OC / (4 * (size_t)par->threads);
         p.cols = (int)(by_size < by_threads ? by_size : by_threads) / 4 * 4;
         if (p.cols < 4) p.cols = 4;
@@ -345,12 +389,12 @@ void gemm_nt(float *out, int ldo, const float *a, int lda, const float *b, int l
              const Par *par) {
     // a (M,K), b (N,K) -> out (M,N) = scale * a b^T
     if (M <= 0 || N <= 0) return;
+    const Weights w = {b, NULL, (size_t)ldb, DT_F32};
     if (M <= SLICE) {
-        par->kernels->rows(out, (size_t)ldo, a, (size_t)lda, b, (size_t)ldb, NULL, scale, M, N, K, DT_F32);
+        par->kernels->rows(out, (size_t)ldo, a, (size_t)lda, &w, 0, NULL, scale, M, N, K);
         return;
     }
-    const Product p = {out, a, b, NULL, (size_t)ldo, (size_t)lda, (size_t)ldb, scale, M, N, K, DT_F32, false,
-                       par->kernels, NULL, 0, 0};
+    const Product p = {out, a, w, NULL, (size_t)ldo, (size_t)lda, scale, M, N, K, false, par->kernels, NULL, 0, 0};
     float packed[PACK_FLOATS] __attribute__((aligned(64)));
     for (int n = 0; n < N; n += NC) block(&p, 0, M, n, min_int(NC, N - n), packed);
 }
@@ -359,7 +403,7 @@ void gemm_nn(float *out, int ldo, const float *a, int lda, const float *b, int l
              const Par *par) {
     // a (M,K), b (K,N) -> out (M,N)
     if (M <= 0 || N <= 0) return;
-    const Product p = {out, a, b, NULL, (size_t)ldo, (size_t)lda, (size_t)ldb, 1.0f, M, N, K, DT_F32, true,
+    const Product p = {out, a, {b, NULL, (size_t)ldb, DT_F32}, NULL, (size_t)ldo, (size_t)lda, 1.0f, M, N, K, true,
                        par->kernels, NULL, 0, 0};
     float packed[PACK_FLOATS] __attribute__((aligned(64)));
     for (int n = 0; n < N; n += NC) block(&p, 0, M, n, min_int(NC, N - n), packed);
@@ -371,6 +415,6 @@ void axpy(float *y, float s, const float *x, int n, const Par *par) { par->kerne
 
 void tensor_row(float *out, const Tensor *w, int r) {
     // w (rows,C), 0 <= r < rows -> out (C)
-    CHECK(w->dtype == DT_F32 || w->dtype == DT_BF16);
-    for (int c = 0; c < w->cols; c++) out[c] = weight(w->data, (size_t)r * (size_t)w->cols + (size_t)c, w->dtype);
+    const Weights weights = {w->data, w->scale, (size_t)w->cols, w->dtype};
+    for (int c = 0; c < w->cols; c++) out[c] = weight(&weights, (size_t)r, (size_t)c) * row_scale(&weights, (size_t)r);
 }

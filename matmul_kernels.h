@@ -75,11 +75,17 @@ static TARGET void NAME(tile)(float *out, size_t ldo, const float *base, size_t 
 // one stream. So the rows come from the level 2 cache, and what is asked of memory, in order of address, is the same
 // position of the next rw rows, AHEAD bytes on.
 
-INLINE V NAME(load_w)(const void *w, size_t i, int dtype) {
-    return dtype == DT_BF16 ? WIDEN((const uint16_t *)w + i) : NAME(load)((const float *)w + i);
+// Elements (r,c) to (r,c+VW-1) of w without their row's scale; c is a multiple of VW.
+INLINE V NAME(load_w)(const Weights *w, size_t r, size_t c, int dtype) {
+    const uint8_t *p = weight_at(w, r, c);
+    if (dtype == DT_F32) return NAME(load)((const float *)(const void *)p);
+    if (dtype == DT_BF16) return WIDEN((const uint16_t *)(const void *)p);
+    float a[VW];
+    for (int i = 0; i < VW; i++) a[i] = weight(w, r, c + i);
+    return NAME(load)(a);
 }
 
-INLINE void NAME(rows_rw)(float *out, size_t ldo, const float *x, size_t ldx, const void *w, size_t ldw,
+INLINE void NAME(rows_rw)(float *out, size_t ldo, const float *x, size_t ldx, const Weights *w, size_t j,
                           const float *bias, float scale, int T, int rw, int C, int dtype) {
     V acc[4][SLICE], wv[4];
 #pragma GCC unroll 16
@@ -87,13 +93,13 @@ INLINE void NAME(rows_rw)(float *out, size_t ldo, const float *x, size_t ldx, co
 #pragma GCC unroll 16
         for (int r = 0; r < rw; r++) acc[r][t] = NAME(splat)(0);
     const size_t step = (size_t)rw * VW * (dtype == DT_BF16 ? 2 : 4);    // bytes
-    const char *ahead = (const char *)w + ldw * step / VW + AHEAD;
+    const char *ahead = (const char *)weight_at(w, j + (size_t)rw, 0) + AHEAD;
     int c = 0;
     for (; c + VW <= C; c += VW, ahead += step) {
 #pragma GCC unroll 16
         for (size_t i = 0; i < step; i += 64) __builtin_prefetch(ahead + i, 0, 2);
 #pragma GCC unroll 16
-        for (int r = 0; r < rw; r++) wv[r] = NAME(load_w)(w, r * ldw + c, dtype);
+        for (int r = 0; r < rw; r++) wv[r] = NAME(load_w)(w, j + (size_t)r, (size_t)c, dtype);
 #pragma GCC unroll 16
         for (int t = 0; t < T; t++) {
             V xt = NAME(load)(x + t * ldx + c);
@@ -104,57 +110,56 @@ INLINE void NAME(rows_rw)(float *out, size_t ldo, const float *x, size_t ldx, co
     for (int t = 0; t < T; t++)
         for (int r = 0; r < rw; r++) {
             float s = NAME(sum)(acc[r][t]);
-            for (int i = c; i < C; i++) s += x[t * ldx + i] * weight(w, r * ldw + i, dtype);
-            out[t * ldo + r] = (bias ? bias[r] : 0) + scale * s;
+            for (int i = c; i < C; i++) s += x[t * ldx + i] * weight(w, j + (size_t)r, (size_t)i);
+            out[t * ldo + r] = (bias ? bias[r] : 0) + scale * row_scale(w, j + (size_t)r) * s;
         }
 }
 
-INLINE void NAME(rows_t)(float *out, size_t ldo, const float *x, size_t ldx, const void *w, size_t ldw,
+INLINE void NAME(rows_t)(float *out, size_t ldo, const float *x, size_t ldx, const Weights *w, int j0,
                          const float *bias, float scale, int T, int n, int C, int dtype) {
     // rw * (T + 1) + 1 registers, of 16 or 32. For one row of x the fewest rows of w that hide the latency of FMA.
     const int rw = VW == 16 ? (T < 4 ? T : 4) : T == 3 || T == 4 ? 3 : 2;
-    const size_t size = dtype == DT_BF16 ? 2 : 4;
     int j = 0;
     for (; j + rw <= n; j += rw)
-        NAME(rows_rw)(out + j, ldo, x, ldx, (const char *)w + j * ldw * size, ldw, bias ? bias + j : NULL, scale,
-                      T, rw, C, dtype);
+        NAME(rows_rw)(out + j, ldo, x, ldx, w, (size_t)(j0 + j), bias ? bias + j : NULL, scale, T, rw, C, dtype);
     for (; j < n; j++)
-        NAME(rows_rw)(out + j, ldo, x, ldx, (const char *)w + j * ldw * size, ldw, bias ? bias + j : NULL, scale,
-                      T, 1, C, dtype);
+        NAME(rows_rw)(out + j, ldo, x, ldx, w, (size_t)(j0 + j), bias ? bias + j : NULL, scale, T, 1, C, dtype);
 }
 
-static TARGET void NAME(rows)(float *out, size_t ldo, const float *x, size_t ldx, const void *w, size_t ldw,
-                              const float *bias, float scale, int T, int n, int C, int dtype) {
-    const size_t size = dtype == DT_BF16 ? 2 : 4;
+static TARGET void NAME(rows)(float *out, size_t ldo, const float *x, size_t ldx, const Weights *w, int j0,
+                              const float *bias, float scale, int T, int n, int C) {
     if (T > SLICE) {     // too many sums for the registers: even slices of x, 16 rows of w staying in the cache for all
         const int slice = ceil_div(T, ceil_div(T, SLICE));
         for (int j = 0; j < n; j += 16)
             for (int t = 0; t < T; t += slice)
-                NAME(rows)(out + t * ldo + j, ldo, x + t * ldx, ldx, (const char *)w + j * ldw * size, ldw,
-                           bias ? bias + j : NULL, scale, min_int(slice, T - t), min_int(16, n - j), C, dtype);
+                NAME(rows)(out + t * ldo + j, ldo, x + t * ldx, ldx, w, j0 + j, bias ? bias + j : NULL, scale,
+                           min_int(slice, T - t), min_int(16, n - j), C);
+        return;
     }
-#define CASE(t) \
-    case 2 * t: NAME(rows_t)(out, ldo, x, ldx, w, ldw, bias, scale, t, n, C, DT_F32); break; \
-    case 2 * t + 1: NAME(rows_t)(out, ldo, x, ldx, w, ldw, bias, scale, t, n, C, DT_BF16); break;
-    switch (2 * T + (dtype == DT_BF16)) { CASE(1) CASE(2) CASE(3) CASE(4) CASE(5) CASE(6) }
+#define CASE(t, dtype) \
+    case 4 * t + dtype: NAME(rows_t)(out, ldo, x, ldx, w, j0, bias, scale, t, n, C, dtype); break;
+#define CASES(t) CASE(t, DT_F32) CASE(t, DT_BF16) CASE(t, DT_INT8) CASE(t, DT_INT4)
+    switch (4 * T + w->dtype) { CASES(1) CASES(2) CASES(3) CASES(4) CASES(5) CASES(6) }
+#undef CASES
 #undef CASE
 }
 
 // ---------------------------------------------------------------------------------------------------------
 // w (n,K) with rows ldw apart -> out (K,2*VW), columns n and up zero: squares of 4 x 4 are turned in registers.
 
-static TARGET void NAME(pack)(float *out, const void *w, size_t ldw, int n, int K, int dtype) {
+static TARGET void NAME(pack)(float *out, const Weights *w, int j0, int n, int k0, int K) {
     const int N = 2 * VW;
-    const size_t size = dtype == DT_BF16 ? 2 : 4;
     int j = 0;
     for (; j + 4 <= n; j += 4) {
-        for (int i = j + 4; i < j + 8; i++)         // the next four rows, from the level 2 cache
-            for (size_t o = 0; o < (size_t)K * size; o += 64)
-                __builtin_prefetch((const char *)w + (size_t)i * ldw * size + o);
+        for (int i = j0 + j + 4; i < j0 + j + 8; i++)         // the next four rows, from the level 2 cache
+            for (size_t o = 0; o < bytes_of(w, (size_t)K); o += 64)
+                __builtin_prefetch(weight_at(w, (size_t)i, (size_t)k0) + o);
+        const size_t r = (size_t)(j0 + j);
         int k = 0;
         for (; k + 4 <= K; k += 4) {
-            float4 a = load4(w, j * ldw + k, dtype),       b = load4(w, (j + 1) * ldw + k, dtype);
-            float4 c = load4(w, (j + 2) * ldw + k, dtype), d = load4(w, (j + 3) * ldw + k, dtype);
+            const size_t i = (size_t)(k0 + k);
+            float4 a = load4(w, r, i, w->dtype),     b = load4(w, r + 1, i, w->dtype);
+            float4 c = load4(w, r + 2, i, w->dtype), d = load4(w, r + 3, i, w->dtype);
             float4 ab = SHUFFLE(a, b, 0, 4, 1, 5), cd = SHUFFLE(c, d, 0, 4, 1, 5);     // a0 b0 a1 b1, c0 d0 c1 d1
             float4 AB = SHUFFLE(a, b, 2, 6, 3, 7), CD = SHUFFLE(c, d, 2, 6, 3, 7);     // a2 b2 a3 b3, c2 d2 c3 d3
             float *o = out + (size_t)k * N + j;
@@ -164,10 +169,13 @@ static TARGET void NAME(pack)(float *out, const void *w, size_t ldw, int n, int 
             *(float4 *)(o + 3 * N) = SHUFFLE(AB, CD, 2, 3, 6, 7);
         }
         for (; k < K; k++)
-            for (int i = j; i < j + 4; i++) out[(size_t)k * N + i] = weight(w, i * ldw + k, dtype);
+            for (size_t i = 0; i < 4; i++)
+                out[(size_t)k * N + j + i] = weight(w, r + i, (size_t)(k0 + k)) * row_scale(w, r + i);
     }
     for (; j < N; j++)
-        for (int k = 0; k < K; k++) out[(size_t)k * N + j] = j < n ? weight(w, j * ldw + k, dtype) : 0;
+        for (int k = 0; k < K; k++)
+            out[(size_t)k * N + j] = j < n ? weight(w, (size_t)(j0 + j), (size_t)(k0 + k)) *
+                                             row_scale(w, (size_t)(j0 + j)) : 0;
 }
 
 static TARGET float NAME(dot)(const float *a, const float *b, int n) {

@@ -353,9 +353,6 @@ static int bind_one(const Binder *b, const char *name, const Slot *s) {
                     (unsigned long long)s->rows, (unsigned long long)s->cols, rows, cols);
     if (s->vec && dtype != DT_F32)
         return fail(b->e, "tensor %s: the dtype should be f32 and is %s", name, dtype_name(dtype));
-    if (dtype != DT_F32 && dtype != DT_BF16)
-        return fail(b->e, "tensor %s: %s is not supported by this version yet; hint: export with --dtype bf16", name,
-                    dtype_name(dtype));
     uint64_t nbytes, scale_at;
     CHECK(tensor_bytes(&nbytes, &scale_at, dtype, rows, cols));
     const uint8_t *data = b->m->file + read_u64(r + AT_OFFSET);

@@ -21,9 +21,9 @@ typedef struct {
     blip2_options how;
     Turns turns;                    // those of --context, and during an image those about it
     Dump dump;
-    Terminal terminal;              // for --show
     Timing timing;
     Progress progress;
+    Terminal terminal;              // for --show
     double load_seconds;
 } Program;
 

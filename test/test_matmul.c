@@ -58,6 +58,53 @@ static float nan_bits(void) {
     return f;
 }
 
+static float from_f16(uint16_t h) {
+    const int e = h >> 10 & 31, m = h & 1023;
+    return (float)((h & 0x8000 ? -1 : 1) * (e ? ldexp(1024 + m, e - 25) : ldexp(m, -24)));
+}
+
+// A matrix in the file's layout, data and scales each ending at a guard, and the same in f32.
+typedef struct { Tensor t; size_t data_bytes, scale_bytes; float *values; } Matrix;
+
+// i8 in -127..127, nibbles in 0..15 (8 in the columns that pad a row), scales around 2^-8, one of them subnormal.
+static Matrix matrix_make(int OC, int C, int dtype) {
+    const size_t G = ((size_t)C + 31) / 32, n = (size_t)OC * C;
+    Matrix m = {.t = {.dtype = dtype, .rows = OC, .cols = C}};
+    m.data_bytes = dtype == DT_F32 ? 4 * n : dtype == DT_BF16 ? 2 * n : dtype == DT_INT8 ? n : OC * G * 16;
+    m.scale_bytes = dtype == DT_INT8 ? 4 * (size_t)OC : dtype == DT_INT4 ? OC * G * 2 : 0;
+    uint8_t *data = guarded(m.data_bytes), *scale = guarded(m.scale_bytes);
+    m.values = malloc(n * sizeof *m.values);
+    memset(data, 0x88, m.data_bytes);
+    for (size_t g = 0; dtype == DT_INT4 && g < OC * G; g++)
+        ((uint16_t *)(void *)scale)[g] = (uint16_t)(g % 7 == 6 ? 0x8001 + g % 1000 : 0x1C00 + g * 37 % 0x800);
+    for (int r = 0; dtype == DT_INT8 && r < OC; r++) ((float *)(void *)scale)[r] = 0x1p-7f * (1.5f + noise((uint64_t)r));
+    for (size_t i = 0; i < n; i++) {
+        const size_t r = i / (size_t)C, c = i % (size_t)C;
+        const float v = noise(i);
+        if (dtype == DT_F32) ((float *)(void *)data)[i] = m.values[i] = v;
+        if (dtype == DT_BF16) m.values[i] = from_bf16(((uint16_t *)(void *)data)[i] = to_bf16(v));
+        if (dtype == DT_INT8) {
+            ((int8_t *)data)[i] = (int8_t)(v * 127.99f);
+            m.values[i] = ((int8_t *)data)[i] * ((float *)(void *)scale)[r];
+        }
+        if (dtype == DT_INT4) {
+            const int q = (int)((v + 1) * 8), at = c % 32 < 16 ? 0 : 4;
+            uint8_t *byte = data + (r * G + c / 32) * 16 + c % 16;
+            *byte = (uint8_t)((*byte & ~(15 << at)) | q << at);
+            m.values[i] = (float)(q - 8) * from_f16(((uint16_t *)(void *)scale)[r * G + c / 32]);
+        }
+    }
+    m.t.data = data;
+    m.t.scale = m.scale_bytes ? scale : NULL;
+    return m;
+}
+
+static void matrix_free(Matrix *m) {
+    unguard((void *)(uintptr_t)m->t.data, m->data_bytes);
+    if (m->scale_bytes) unguard((void *)(uintptr_t)m->t.scale, m->scale_bytes);
+    free(m->values);
+}
+
 typedef struct { double want, size; } Ref;    // the product, and the sum of absolute values
 
 static const float canary = 12345.678f;
@@ -99,32 +146,25 @@ static Par par_of(State *s, const MatmulKernels *k, int threads) {
 // All T of one weight (OC,C), with and without a bias, on 1 to 3 threads.
 static void check_matmul(State *s, const MatmulKernels *k, int C, int OC, int dtype, bool with_bias) {
     static const int Ts[] = {TMAX, 100, 40, 17, 14, 9, 8, 7, 6, 5, 4, 3, 2, 1};
-    const size_t nx = (size_t)TMAX * C, nw = (size_t)OC * C, nout = (size_t)TMAX * OC + 32;
-    const size_t wsize = dtype == DT_BF16 ? 2 : 4;
+    const size_t nx = (size_t)TMAX * C, nout = (size_t)TMAX * OC + 32;
     float *x = guarded(nx * 4), *b = guarded((size_t)OC * 4);
-    void *w = guarded(nw * wsize);
+    Matrix w = matrix_make(OC, C, dtype);
     Ref *ref = malloc((size_t)TMAX * OC * sizeof *ref);
     float *out = malloc(nout * 4), *one = malloc((size_t)TMAX * OC * 4);
     float *same = malloc((size_t)OC * 4);
     bool crossed = false;
-    for (size_t i = 0; i < nw; i++)
-        if (dtype == DT_BF16) ((uint16_t *)w)[i] = to_bf16(noise(i));
-        else ((float *)w)[i] = noise(i);
     for (size_t i = 0; i < nx; i++) x[i] = noise(i + 77777777);
     for (int i = 0; i < OC; i++) b[i] = noise((uint64_t)i + 5555);
     for (int t = 0; t < TMAX; t++)
         for (int o = 0; o < OC; o++) {
             double sum = with_bias ? b[o] : 0, size = fabs(sum);
             for (int c = 0; c < C; c++) {
-                const size_t i = (size_t)o * C + c;
-                const double p = (double)x[(size_t)t * C + c] *
-                                 (dtype == DT_BF16 ? from_bf16(((uint16_t *)w)[i]) : ((float *)w)[i]);
+                const double p = (double)x[(size_t)t * C + c] * w.values[(size_t)o * C + c];
                 sum += p;
                 size += fabs(p);
             }
             ref[(size_t)t * OC + o] = (Ref){sum, size};
         }
-    const Tensor tensor = {w, NULL, dtype, OC, C};
     for (size_t i = 0; i < sizeof Ts / sizeof *Ts; i++) {
         const int T = Ts[i];
         float *xt = x + nx - (size_t)T * C;     // the last T rows, so that the guard is right behind them
@@ -132,7 +172,7 @@ static void check_matmul(State *s, const MatmulKernels *k, int C, int OC, int dt
         for (int threads = 1; threads <= THREADS; threads++) {
             const Par par = par_of(s, k, threads);
             fill(out, nout, canary);
-            matmul(out + 16, xt, &tensor, with_bias ? b : NULL, T, &par);
+            matmul(out + 16, xt, &w.t, with_bias ? b : NULL, T, &par);
             const double e = excess(out + 16, OC, want, OC, T, OC, C);
             double *worst = C < 64 ? &s->worst_tiny : T <= 6 ? &s->worst_few : &s->worst_many;
             if (e > *worst) *worst = e;
@@ -154,7 +194,8 @@ static void check_matmul(State *s, const MatmulKernels *k, int C, int OC, int dt
         EXPECT(&s->t, !memcmp(same, last, (size_t)OC * 4), "%s C=%d OC=%d: T=%d changes a row", matmul_isa(k), C, OC,
                T);
     }
-    unguard(x, nx * 4), unguard(b, (size_t)OC * 4), unguard(w, nw * wsize);
+    unguard(x, nx * 4), unguard(b, (size_t)OC * 4);
+    matrix_free(&w);
     free(ref), free(out), free(one), free(same);
 }
 
@@ -267,6 +308,15 @@ static void check_tensor_row(State *s) {
         }
         EXPECT(&s->t, same, "bf16 row %d", r);
     }
+    for (int dtype = DT_INT8; dtype <= DT_INT4; dtype++) {
+        static float row[70];
+        Matrix m = matrix_make(5, 70, dtype);
+        for (int r = 0; r < 5; r++) {
+            tensor_row(row, &m.t, r);
+            EXPECT(&s->t, !memcmp(row, m.values + r * 70, sizeof row), "dtype %d row %d", dtype, r);
+        }
+        matrix_free(&m);
+    }
 }
 
 // The bound must notice a product that leaves out the last column of w, or works on bf16-rounded x.
@@ -317,7 +367,7 @@ int main(void) {
         if (!k) { SKIP(&s.t, "%s: not on this processor", isas[i]); continue; }
         s.worst_few = s.worst_many = s.worst_tiny = 0;
         for (size_t j = 0; j < sizeof shapes / sizeof *shapes; j++)
-            for (int dtype = DT_F32; dtype <= DT_BF16; dtype++)
+            for (int dtype = DT_F32; dtype <= DT_INT4; dtype++)
                 check_matmul(&s, k, shapes[j][0], shapes[j][1], dtype, (j + (size_t)dtype) % 2);
         static const int sizes[] = {1, 2, 8, 9, 33, 88, 257};
         for (int m = 0; m < 7; m++)
