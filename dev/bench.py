@@ -313,6 +313,7 @@ def ct2_worker(args):
             model.generate_batch([prompt], beam_size=beams, max_length=tokens, min_length=tokens,
                                  include_prompt_in_result=False)
         return time.perf_counter() - start
+    run(1, 2)                             # the first call pays for starting threads
     for line in sys.stdin:
         first, whole = run(int(line), 1), run(int(line), args.tokens)
         print(json.dumps({"load": load, "prompt": first, "decode": (whole - first) / max(1, args.tokens - 1),
