@@ -44,7 +44,7 @@ comma := ,
 FLAGS := -std=c11 -D_GNU_SOURCE -g -fopenmp-simd -Wall -Wextra -Wshadow -Wpedantic
 FLAGS += $(if $(FOUND_GCC),-Wno-format-truncation) $(if $(WERROR),-Werror)
 FLAGS += $(if $(SAN),-O1 -fno-omit-frame-pointer -fsanitize=address$(comma)undefined -fno-sanitize-recover=all,-O3)
-LIBS := -lm
+LIBS := -lm -pthread
 
 USE_OPENMP := $(if $(NO_OPENMP),,$(FOUND_OPENMP))
 USE_JPEG := $(if $(NO_JPEG),,$(FOUND_JPEG))
