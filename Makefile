@@ -45,7 +45,7 @@ FLAGS := -std=c11 -D_GNU_SOURCE -g -fPIC -fvisibility=hidden -fopenmp-simd -Wall
 FLAGS += $(if $(FOUND_GCC),-Wno-format-truncation) $(if $(WERROR),-Werror)
 SANITIZE := -fno-omit-frame-pointer -fsanitize=address$(comma)undefined -fno-sanitize-recover=all
 FLAGS += $(if $(SAN),-O1 $(SANITIZE),$(if $(FUZZ),-O2 -Wno-pass-failed $(SANITIZE) -fsanitize=fuzzer-no-link,-O3))
-LIBS := -lm
+LIBS := -lm -pthread
 
 USE_OPENMP := $(if $(NO_OPENMP),,$(FOUND_OPENMP))
 USE_JPEG := $(if $(NO_JPEG),,$(FOUND_JPEG))

@@ -23,12 +23,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-#ifdef _OPENMP
-#include <omp.h>
-#else
-static int omp_get_thread_num(void) { return 0; }
-#endif
-
 // ---------------------------------------------------------------------------------------------------------
 // 1. The memory of one model in use. Buffers are shared by the stages, each as large as the largest needs it.
 
@@ -135,53 +129,49 @@ static void probe(const Run *r, const float *x, int rows, int cols, const char *
 // Below so many elements, multiply-adds of attention, or elements of queries, waking threads costs more than they save.
 enum { WORTH = 1 << 16, WORTH_ATTENTION = 1 << 19, WORTH_PAST = 1 << 13 };
 
-// Layer norm (Ba, Kiros, Hinton 2016): out = (x - mean) / sqrt(var + eps) * w + b, per row. In place is fine.
+enum { ROWS_A_JOB = 8, BLOCK = 4096 };
+
+// What the operations below hand to the pool.
+typedef struct {
+    float *out;
+    const float *x, *w, *b;
+    float eps;
+    int T, C, act;
+    size_t n;
+    const Par *par;
+} Rows;
+
+static void norm_job(void *arg, int job, int thread) {
+    const Rows *a = arg;
+    const int end = (job + 1) * ROWS_A_JOB < a->T ? (job + 1) * ROWS_A_JOB : a->T;
+    (void)thread;
+    for (int t = job * ROWS_A_JOB; t < end; t++)
+        norm(a->out + (size_t)t * a->C, a->x + (size_t)t * a->C, a->w, a->b, a->eps, a->C, a->par);
+}
+
+// Layer norm of each row, or without b T5's norm (matmul.h). In place is fine.
 static void layernorm(float *out, const float *x, const float *w, const float *b, float eps, int T, int C,
                       const Par *par) {
-    // x (T,C), w (C), b (C) -> out (T,C)
-    #pragma omp parallel for num_threads(par->threads) if ((int64_t)T * C > WORTH)
-    for (int t = 0; t < T; t++) {
-        const float *xt = x + (size_t)t * C;
-        float *ot = out + (size_t)t * C;
-        float sum = 0, sq = 0;
-        #pragma omp simd reduction(+ : sum)
-        for (int i = 0; i < C; i++) sum += xt[i];
-        const float mean = sum / C;
-        #pragma omp simd reduction(+ : sq)
-        for (int i = 0; i < C; i++) sq += (xt[i] - mean) * (xt[i] - mean);
-        const float s = 1 / sqrtf(sq / C + eps);
-        for (int i = 0; i < C; i++) ot[i] = (xt[i] - mean) * s * w[i] + b[i];
-    }
+    // x (T,C), w (C), b (C) or NULL -> out (T,C)
+    Rows rows = {.out = out, .x = x, .w = w, .b = b, .eps = eps, .T = T, .C = C, .par = par};
+    pool_run((int64_t)T * C > WORTH ? par->pool : NULL, norm_job, &rows, (T + ROWS_A_JOB - 1) / ROWS_A_JOB);
 }
 
-// T5's norm (Zhang, Sennrich 2019): no mean is subtracted, no bias added.
 static void rmsnorm(float *out, const float *x, const float *w, float eps, int T, int C, const Par *par) {
-    // x (T,C), w (C) -> out (T,C)
-    #pragma omp parallel for num_threads(par->threads) if ((int64_t)T * C > WORTH)
-    for (int t = 0; t < T; t++) {
-        const float *xt = x + (size_t)t * C;
-        float *ot = out + (size_t)t * C;
-        float sq = 0;
-        #pragma omp simd reduction(+ : sq)
-        for (int i = 0; i < C; i++) sq += xt[i] * xt[i];
-        const float s = 1 / sqrtf(sq / C + eps);
-        for (int i = 0; i < C; i++) ot[i] = xt[i] * s * w[i];
-    }
+    layernorm(out, x, w, NULL, eps, T, C, par);
 }
 
-// The exact GELU. Not interchangeable with the tanh form below: each checkpoint was trained with one of them.
-static float gelu(float x) { return 0.5f * x * (1 + erff(x * 0.70710678118654752f)); }
-
-// GELU's tanh approximation (Hendrycks, Gimpel 2016), transformers' gelu_new.
-static float gelu_tanh(float x) {
-    return 0.5f * x * (1 + tanhf(0.79788456080286536f * (x + 0.044715f * x * x * x)));
+static void activate_job(void *arg, int job, int thread) {
+    const Rows *a = arg;
+    const size_t from = (size_t)job * BLOCK, n = a->n - from < BLOCK ? a->n - from : BLOCK;
+    (void)thread;
+    activate(a->out + from, a->act, (int)n, a->par);
 }
 
-static void activate(float *x, int act, size_t n, const Par *par) {
+static void activate_all(float *x, int act, size_t n, const Par *par) {
     // x (n), in place
-    #pragma omp parallel for num_threads(par->threads) if (n > WORTH)
-    for (size_t i = 0; i < n; i++)
-        x[i] = act == ACT_RELU ? (x[i] > 0 ? x[i] : 0) : act == ACT_GELU ? gelu(x[i]) : gelu_tanh(x[i]);
+    Rows rows = {.out = x, .act = act, .n = n, .par = par};
+    pool_run(n > WORTH ? par->pool : NULL, activate_job, &rows, (int)((n + BLOCK - 1) / BLOCK));
 }
 
 static void add(float *x, const float *y, size_t n) {
@@ -189,38 +179,40 @@ static void add(float *x, const float *y, size_t n) {
     for (size_t i = 0; i < n; i++) x[i] += y[i];
 }
 
-static void softmax(float *x, int n) {
-    // x (n), in place; the largest is subtracted first so that exp cannot overflow
-    float top = -INFINITY, sum = 0;
-    for (int i = 0; i < n; i++) top = x[i] > top ? x[i] : top;
-    for (int i = 0; i < n; i++) x[i] = expf(x[i] - top);
-    #pragma omp simd reduction(+ : sum)
-    for (int i = 0; i < n; i++) sum += x[i];
-    for (int i = 0; i < n; i++) x[i] /= sum;
-}
-
 // Multi-head attention (Vaswani et al. 2017) of Tq queries over Tk keys:
 //
 //     out_h = softmax(scale * q_h k_h^T + bias_h) v_h        heads h = 0..H-1 side by side in the columns
 //
 // Causal: query i sees keys 0..i only. Bias (T5): bias[h*ldb + j - i] is added for query i and key j, or NULL.
+typedef struct {
+    float *out;
+    const float *q, *k, *v, *bias;
+    int ldq, ldkv, ldb, Tq, Tk, H, A;
+    float scale;
+    bool causal;
+    const Run *r;
+} Heads;
+
+static void head_job(void *arg, int h, int thread) {
+    const Heads *a = arg;
+    const int Tq = a->Tq, Tk = a->Tk, A = a->A, at = h * A;
+    float *s = a->r->scores + (size_t)Tq * Tk * thread;   // (Tq,Tk)
+    gemm_nt(s, Tk, a->q + at, a->ldq, a->k + at, a->ldkv, a->scale, Tq, Tk, A, &a->r->par);
+    for (int i = 0; i < Tq; i++) {
+        float *si = s + (size_t)i * Tk;
+        const int n = a->causal ? i + 1 : Tk;
+        if (a->bias) for (int j = 0; j < n; j++) si[j] += a->bias[(ptrdiff_t)h * a->ldb + j - i];
+        softmax(si, n, &a->r->par);
+        memset(si + n, 0, (Tk - n) * sizeof *si);
+    }
+    gemm_nn(a->out + at, a->H * A, s, Tk, a->v + at, a->ldkv, Tq, A, Tk, &a->r->par);
+}
+
 static void attention(float *out, const float *q, int ldq, const float *k, const float *v, int ldkv, float scale,
                       bool causal, const float *bias, int ldb, int Tq, int Tk, int H, int A, const Run *r) {
     // q (Tq, H*A) rows ldq apart, k and v (Tk, H*A) rows ldkv apart -> out (Tq, H*A)
-    const size_t room = (size_t)Tq * Tk;
-    #pragma omp parallel for num_threads(r->par.threads) schedule(dynamic) if ((double)H * A * room > WORTH_ATTENTION)
-    for (int h = 0; h < H; h++) {
-        float *s = r->scores + room * omp_get_thread_num();   // (Tq,Tk)
-        gemm_nt(s, Tk, q + h * A, ldq, k + h * A, ldkv, scale, Tq, Tk, A, &r->par);
-        for (int i = 0; i < Tq; i++) {
-            float *si = s + (size_t)i * Tk;
-            const int n = causal ? i + 1 : Tk;
-            if (bias) for (int j = 0; j < n; j++) si[j] += bias[(ptrdiff_t)h * ldb + j - i];
-            softmax(si, n);
-            memset(si + n, 0, (Tk - n) * sizeof *si);
-        }
-        gemm_nn(out + h * A, H * A, s, Tk, v + h * A, ldkv, Tq, A, Tk, &r->par);
-    }
+    Heads heads = {out, q, k, v, bias, ldq, ldkv, ldb, Tq, Tk, H, A, scale, causal, r};
+    pool_run((double)H * A * Tq * Tk > WORTH_ATTENTION ? r->par.pool : NULL, head_job, &heads, H);
 }
 
 // ---------------------------------------------------------------------------------------------------------
@@ -260,13 +252,10 @@ static void vit_block(Run *r, const VitBlock *w) {
     matmul(r->qkv, r->h, &w->qkv_w, w->qkv_b, N, &r->par);
     attention(r->att, r->qkv, 3 * D, r->qkv + D, r->qkv + 2 * D, 3 * D, 1 / sqrtf(A), false, NULL, 0, N, N,
               c->HV, A, r);
-    matmul(r->h, r->att, &w->proj_w, w->proj_b, N, &r->par);
-    add(r->x, r->h, (size_t)N * D);
+    matmul_then(r->x, r->att, &w->proj_w, w->proj_b, THEN_ADD, N, &r->par);
     layernorm(r->h, r->x, w->ln2_w, w->ln2_b, c->eps_vit, N, D, &r->par);
-    matmul(r->ff, r->h, &w->fc1_w, w->fc1_b, N, &r->par);
-    activate(r->ff, ACT_GELU, (size_t)N * c->FV, &r->par);
-    matmul(r->h, r->ff, &w->fc2_w, w->fc2_b, N, &r->par);
-    add(r->x, r->h, (size_t)N * D);
+    matmul_then(r->ff, r->h, &w->fc1_w, w->fc1_b, ACT_GELU, N, &r->par);
+    matmul_then(r->x, r->ff, &w->fc2_w, w->fc2_b, THEN_ADD, N, &r->par);
 }
 
 static void vit_forward(Run *r, const uint8_t *pixels) {
@@ -309,8 +298,7 @@ static void qformer_layer(Run *r, int l) {
         layernorm(r->x, r->h, cross->ln_w, cross->ln_b, c->eps_qformer, Q, D, &r->par);
     }
 
-    matmul(r->ff, r->x, &w->fc1_w, w->fc1_b, Q, &r->par);
-    activate(r->ff, ACT_GELU, (size_t)Q * c->FQ, &r->par);
+    matmul_then(r->ff, r->x, &w->fc1_w, w->fc1_b, ACT_GELU, Q, &r->par);
     matmul(r->h, r->ff, &w->fc2_w, w->fc2_b, Q, &r->par);
     add(r->h, r->x, n);
     layernorm(r->x, r->h, w->ln2_w, w->ln2_b, c->eps_qformer, Q, D, &r->par);
@@ -366,31 +354,44 @@ static void kv_store(Run *r, int l, const Pass *p) {
 
 // Attention of one query per row over that row's own past: n shared positions kv (n, 2*IL) of its prompt (from the
 // decoder's own cache, or from T5's encoder), then tokens 0..t of its line. Bias (T5): bias[h*ldb + distance].
+typedef struct {
+    float *out;
+    const float *q, *bias;
+    int ldq, l, ldb;
+    float scale;
+    bool cross;
+    const Pass *p;
+    const Run *r;
+} Past;
+
+static void past_job(void *arg, int ih, int thread) {
+    const Past *a = arg;
+    const Run *r = a->r;
+    const Config *c = &r->m->config;
+    const int A = c->AL, I = c->IL, new = a->cross || a->p->t < 0 ? 0 : a->p->t + 1;
+    const int i = ih / c->HL, h = ih % c->HL, b = prompt_of(r, a->p, i);
+    const int n = a->cross ? r->cross_T[b] : r->prompt_T[b], last = n + new - 1;
+    const float *kv = (a->cross ? kv_cross_at(r, a->l, b) : kv_prompt_at(r, a->l, b)) + h * A;
+    const float *q = a->q + (size_t)i * a->ldq + h * A;
+    const int *line = r->line + (size_t)i * r->lim.max_new;
+    float *s = r->scores + (size_t)(r->TP + r->lim.max_new + 1) * thread;   // (n + new)
+    float *o = a->out + (size_t)i * I + h * A;
+    scores(s, q, kv, 2 * I, n, A, &r->par);
+    for (int j = 0; j < new; j++)
+        scores(s + n + j, q, kv_new_at(r, a->l, j) + (size_t)line[j] * 2 * I + h * A, 2 * I, 1, A, &r->par);
+    for (int j = 0; j <= last; j++) s[j] = a->scale * s[j] + (a->bias ? a->bias[h * a->ldb + last - j] : 0);
+    softmax(s, last + 1, &r->par);
+    memset(o, 0, A * sizeof *o);
+    mix(o, s, kv + I, 2 * I, n, A, &r->par);
+    for (int j = 0; j < new; j++)
+        mix(o, s + n + j, kv_new_at(r, a->l, j) + (size_t)line[j] * 2 * I + I + h * A, 2 * I, 1, A, &r->par);
+}
+
 static void attend_past(float *out, const float *q, int ldq, int l, float scale, bool cross, const float *bias,
                         int ldb, const Pass *p, const Run *r) {
     // q (T, IL) rows ldq apart -> out (T, IL)
-    const Config *c = &r->m->config;
-    const int A = c->AL, I = c->IL, new = cross || p->t < 0 ? 0 : p->t + 1;
-    #pragma omp parallel for num_threads(r->par.threads) schedule(dynamic, 4) if (p->T * I > WORTH_PAST)
-    for (int ih = 0; ih < p->T * c->HL; ih++) {
-        const int i = ih / c->HL, h = ih % c->HL, b = prompt_of(r, p, i);
-        const int n = cross ? r->cross_T[b] : r->prompt_T[b], last = n + new - 1;
-        const float *kv = cross ? kv_cross_at(r, l, b) : kv_prompt_at(r, l, b);
-        const float *qh = q + (size_t)i * ldq + h * A;
-        const int *line = r->line + (size_t)i * r->lim.max_new;
-        float *s = r->scores + (size_t)(r->TP + r->lim.max_new + 1) * omp_get_thread_num();   // (n + new)
-        float *o = out + (size_t)i * I + h * A;
-        for (int j = 0; j <= last; j++) {
-            const float *k = j < n ? kv + (size_t)j * 2 * I : kv_new_at(r, l, j - n) + (size_t)line[j - n] * 2 * I;
-            s[j] = scale * dot(qh, k + h * A, A, &r->par) + (bias ? bias[h * ldb + last - j] : 0);
-        }
-        softmax(s, last + 1);
-        memset(o, 0, A * sizeof *o);
-        for (int j = 0; j <= last; j++) {
-            const float *k = j < n ? kv + (size_t)j * 2 * I : kv_new_at(r, l, j - n) + (size_t)line[j - n] * 2 * I;
-            axpy(o, s[j], k + I + h * A, A, &r->par);
-        }
-    }
+    Past past = {out, q, bias, ldq, l, ldb, scale, cross, p, r};
+    pool_run(p->T * r->m->config.IL > WORTH_PAST ? r->par.pool : NULL, past_job, &past, p->T * r->m->config.HL);
 }
 
 // ---------------------------------------------------------------------------------------------------------
@@ -411,13 +412,10 @@ static void opt_forward(Run *r, const Pass *p) {
                       c->HL, A, r);
         else
             attend_past(r->att, r->qkv, 3 * I, l, 1 / sqrtf(A), false, NULL, 0, p, r);
-        matmul(r->h, r->att, &w->out_w, w->out_b, T, &r->par);
-        add(r->x, r->h, (size_t)T * D);
+        matmul_then(r->x, r->att, &w->out_w, w->out_b, THEN_ADD, T, &r->par);
         layernorm(r->h, r->x, w->ln2_w, w->ln2_b, c->eps_lm, T, D, &r->par);
-        matmul(r->ff, r->h, &w->fc1_w, w->fc1_b, T, &r->par);
-        activate(r->ff, c->act, (size_t)T * c->FL, &r->par);
-        matmul(r->h, r->ff, &w->fc2_w, w->fc2_b, T, &r->par);
-        add(r->x, r->h, (size_t)T * D);
+        matmul_then(r->ff, r->h, &w->fc1_w, w->fc1_b, c->act, T, &r->par);
+        matmul_then(r->x, r->ff, &w->fc2_w, w->fc2_b, THEN_ADD, T, &r->par);
         if (p->t < 0) probe(r, r->x, T, D, "language_model.model.decoder.layers.%d", l);
     }
     layernorm(r->h, r->x, r->m->opt.ln_w, r->m->opt.ln_b, c->eps_lm, T, D, &r->par);
@@ -504,11 +502,10 @@ static void t5_feed_forward(Run *r, const T5Block *w, int T) {
     rmsnorm(r->h, r->x, w->ln2, c->eps_lm, T, c->DL, &r->par);
     matmul(r->ff, r->h, &w->wi_w, NULL, T, &r->par);
     for (int t = 0; t < T; t++) memcpy(r->gate + t * F, r->ff + t * 2 * F, F * sizeof *r->gate);
-    activate(r->gate, c->act, T * F, &r->par);
+    activate_all(r->gate, c->act, T * F, &r->par);
     for (int t = 0; t < T; t++)
         for (size_t f = 0; f < F; f++) r->gate[t * F + f] *= r->ff[t * 2 * F + F + f];
-    matmul(r->h, r->gate, &w->wo_w, NULL, T, &r->par);
-    add(r->x, r->h, (size_t)T * c->DL);
+    matmul_then(r->x, r->gate, &w->wo_w, NULL, THEN_ADD, T, &r->par);
 }
 
 static void t5_encode(Run *r, int T) {
@@ -521,8 +518,7 @@ static void t5_encode(Run *r, int T) {
         matmul(r->qkv, r->h, &w->qkv_w, NULL, T, &r->par);
         attention(r->att, r->qkv, 3 * I, r->qkv + I, r->qkv + 2 * I, 3 * I, 1, false, r->enc_bias + r->TP - 1, E, T, T,
                   c->HL, c->AL, r);
-        matmul(r->h, r->att, &w->out_w, NULL, T, &r->par);
-        add(r->x, r->h, (size_t)T * D);
+        matmul_then(r->x, r->att, &w->out_w, NULL, THEN_ADD, T, &r->par);
         t5_feed_forward(r, w, T);
         probe(r, r->x, T, D, "language_model.encoder.block.%d", l);
     }
@@ -542,14 +538,12 @@ static void t5_decode(Run *r, const Pass *p) {
         matmul(r->qkv, r->h, &w->qkv_w, NULL, T, &r->par);
         kv_store(r, l, p);
         attend_past(r->att, r->qkv, 3 * I, l, 1, false, r->dec_bias, r->lim.max_new + 1, p, r);
-        matmul(r->h, r->att, &w->out_w, NULL, T, &r->par);
-        add(r->x, r->h, (size_t)T * D);
+        matmul_then(r->x, r->att, &w->out_w, NULL, THEN_ADD, T, &r->par);
 
         rmsnorm(r->h, r->x, cross->ln, c->eps_lm, T, D, &r->par);
         matmul(r->qkv, r->h, &cross->q_w, NULL, T, &r->par);
         attend_past(r->att, r->qkv, I, l, 1, true, NULL, 0, p, r);
-        matmul(r->h, r->att, &cross->out_w, NULL, T, &r->par);
-        add(r->x, r->h, (size_t)T * D);
+        matmul_then(r->x, r->att, &cross->out_w, NULL, THEN_ADD, T, &r->par);
 
         t5_feed_forward(r, w, T);
         if (p->t < 0) probe(r, r->x, T, D, "language_model.decoder.block.%d", l);
@@ -588,6 +582,15 @@ static uint64_t cpu_bytes_needed(const Model *m, const Limits *lim) {
 }
 
 static void *cpu_open(const Model *m, const Limits *lim, Err *e) {
+    const MatmulKernels *kernels = matmul_kernels(lim->isa);
+    if (!kernels) {
+        Text names = {0};
+        for (int i = 0; matmul_isa_names(i); i++)
+            if (matmul_kernels(matmul_isa_names(i))) text_printf(&names, " %s", matmul_isa_names(i));
+        fail(e, "no inner loops called %s on this processor; there are:%s", lim->isa, names.data);
+        text_free(&names);
+        return NULL;
+    }
     const uint64_t bytes = cpu_bytes_needed(m, lim);
     Run *r = bytes == UINT64_MAX ? NULL : malloc(sizeof *r);
     void *memory = r ? aligned_alloc(64, bytes) : NULL;
@@ -600,8 +603,15 @@ static void *cpu_open(const Model *m, const Limits *lim, Err *e) {
     *r = run_for(m, lim);
     r->memory = memory;
     plan(r, &(Arena){.base = memory});
-    r->par.threads = lim->threads;
-    r->par.kernels = matmul_kernels(lim->isa);
+    r->par.kernels = kernels;
+    r->par.pool = pool_open(lim->threads);
+    if (!r->par.pool) {
+        free(memory);
+        free(r);
+        fail(e, "not enough memory for %d threads; hint: -t", lim->threads);
+        return NULL;
+    }
+    r->par.threads = pool_threads(r->par.pool);
     r->search = search_init(r->search_memory, lim->B, lim->R, lim->max_new, m->config.V, m->config.eos, m->config.pad);
     if (m->config.family == T5) t5_spread_bias(r);
     return r;
@@ -609,6 +619,7 @@ static void *cpu_open(const Model *m, const Limits *lim, Err *e) {
 
 static void cpu_close(void *self) {
     Run *r = self;
+    pool_close(r->par.pool);
     free(r->memory);
     free(r);
 }

@@ -26,11 +26,11 @@
 // stay within C * 2^-24 * sum_c |x_c w_c| of the true sum; test/test_matmul.c measures how far.
 // Not here: anything that knows what the matrices mean.
 #include "matmul.h"
+#include "matmul_weights.h"
 
+#include <limits.h>
+#include <math.h>
 #include <string.h>
-#ifdef _OPENMP
-#include <omp.h>
-#endif
 #if defined(__x86_64__)
 #include <immintrin.h>
 #endif
@@ -42,16 +42,9 @@ enum {
     NC = 96,                 // columns of out in a job, a multiple of every NR; a head of 64, 80 or 88 fits
     MR_MAX = 14, NR_MAX = 32,
     CHUNK_BYTES = 1 << 20,   // weights in a job of the memory-bound way
-    AHEAD = 4096,            // bytes that few rows look further ahead
+    AHEAD = 8192,            // bytes that few rows look further ahead
     PACK_FLOATS = NC * KC + MR_MAX * XS
 };
-
-// A matrix in memory, of any dtype, in the layout of doc/format.md.
-typedef struct {
-    const void *data, *scale;
-    size_t ld;               // elements from row to row; INT8 and INT4: the columns
-    int dtype;
-} Weights;
 
 struct MatmulKernels {
     const char *name;
@@ -60,65 +53,18 @@ struct MatmulKernels {
     // x (mr,K) rows XS apart, w (K,NR) packed -> out (mr,n) = base (mr,n) + scale * x w
     void (*tile)(float *out, size_t ldo, const float *base, size_t ldbase, float scale, const float *x, const float *w,
                  int mr, int n, int K);
-    // x (T,C), rows j .. j+n of w (,C) -> out (T,n) = bias + scale * x w^T
-    void (*rows)(float *out, size_t ldo, const float *x, size_t ldx, const Weights *w, int j, const float *bias,
-                 float scale, int T, int n, int C);
+    // x (T,C), rows j .. j+n of w (,C) -> out (T,n) = base (T,n) + scale * x w^T; base NULL is zero
+    void (*rows)(float *out, size_t ldo, const float *base, size_t ldbase, const float *x, size_t ldx,
+                 const Weights *w, int j, float scale, int T, int n, int C);
     // rows j .. j+n, columns k .. k+K of w -> out (K,NR), columns n and up zero; k is a multiple of 32 for INT4
     void (*pack)(float *out, const Weights *w, int j, int n, int k, int K);
-    float (*dot)(const float *a, const float *b, int n);
-    void (*axpy)(float *y, float s, const float *x, int n);
+    // the rest of matmul.h, one row at a time
+    void (*activate)(float *x, int act, int n);
+    void (*softmax)(float *x, int n);
+    void (*norm)(float *out, const float *x, const float *w, const float *b, float eps, int C);
+    void (*scores)(float *s, const float *q, const float *k, size_t ldk, int n, int A);
+    void (*mix)(float *out, const float *s, const float *v, size_t ldv, int n, int A);
 };
-
-static inline int min_int(int a, int b) { return a < b ? a : b; }
-static inline int ceil_div(int a, int b) { return (a + b - 1) / b; }
-
-static inline float bits_to_float(uint32_t bits) {
-    float f;
-    memcpy(&f, &bits, sizeof f);
-    return f;
-}
-
-static inline float half_to_float(uint16_t h) {
-    const uint32_t sign = (uint32_t)(h & 0x8000) << 16, rest = h & 0x7FFF;
-    if (rest >= 0x7C00) return bits_to_float(sign | 0x7F800000 | (rest & 0x3FF) << 13);    // infinity, NaN
-    const float magnitude = bits_to_float(rest << 13) * 0x1p112f;                          // exact, subnormals too
-    return sign ? -magnitude : magnitude;
-}
-
-static inline size_t groups_of(size_t columns) { return (columns + 31) / 32; }
-
-// The group of 32 columns that column c of row r is in.
-static inline size_t group_at(const Weights *w, size_t r, size_t c) { return r * groups_of(w->ld) + c / 32; }
-
-static inline float group_scale(const Weights *w, size_t r, size_t c) {
-    return half_to_float(((const uint16_t *)w->scale)[group_at(w, r, c)]);
-}
-
-// What a whole row has in common; 1 where there is no such thing.
-static inline float row_scale(const Weights *w, size_t r) { return w->dtype == DT_INT8 ? ((const float *)w->scale)[r] : 1; }
-
-// The bytes of row r from column c on. INT4: of the group that it is in.
-static inline const uint8_t *weight_at(const Weights *w, size_t r, size_t c) {
-    const uint8_t *p = w->data;
-    return w->dtype == DT_INT4 ? p + group_at(w, r, c) * 16 :
-           p + (r * w->ld + c) * (w->dtype == DT_F32 ? 4 : w->dtype == DT_BF16 ? 2 : 1);
-}
-
-// Of a row's first `columns`.
-static inline size_t bytes_of(const Weights *w, size_t columns) {
-    return w->dtype == DT_F32 ? 4 * columns : w->dtype == DT_BF16 ? 2 * columns : w->dtype == DT_INT8 ? columns :
-           16 * groups_of(columns);
-}
-
-// Element (r,c) of w without its row's scale. A bf16 is the upper half of an f32.
-static inline float weight(const Weights *w, size_t r, size_t c) {
-    const uint8_t *p = weight_at(w, r, c);
-    if (w->dtype == DT_F32) return *(const float *)(const void *)p;
-    if (w->dtype == DT_BF16) return bits_to_float((uint32_t)*(const uint16_t *)(const void *)p << 16);
-    if (w->dtype == DT_INT8) return (float)*(const int8_t *)p;
-    const int nibble = p[c % 16] >> (c % 32 < 16 ? 0 : 4) & 15;
-    return (float)(nibble - 8) * group_scale(w, r, c);
-}
 
 // ---------------------------------------------------------------------------------------------------------
 // Plain C: nothing but the definitions.
@@ -133,13 +79,13 @@ static void tile_plain(float *out, size_t ldo, const float *base, size_t ldbase,
         }
 }
 
-static void rows_plain(float *out, size_t ldo, const float *x, size_t ldx, const Weights *w, int j0,
-                       const float *bias, float scale, int T, int n, int C) {
+static void rows_plain(float *out, size_t ldo, const float *base, size_t ldbase, const float *x, size_t ldx,
+                       const Weights *w, int j0, float scale, int T, int n, int C) {
     for (int t = 0; t < T; t++)
         for (int j = 0; j < n; j++) {
             float s = 0;
             for (int c = 0; c < C; c++) s += x[t * ldx + c] * weight(w, j0 + j, c);
-            out[t * ldo + j] = (bias ? bias[j] : 0) + scale * row_scale(w, j0 + j) * s;
+            out[t * ldo + j] = (base ? base[t * ldbase + j] : 0) + scale * row_scale(w, j0 + j) * s;
         }
 }
 
@@ -148,18 +94,43 @@ static void pack_plain(float *out, const Weights *w, int j0, int n, int k0, int 
         for (int j = 0; j < 4; j++) out[k * 4 + j] = j < n ? weight(w, j0 + j, k0 + k) * row_scale(w, j0 + j) : 0;
 }
 
-static float dot_plain(const float *a, const float *b, int n) {
-    float s = 0;
-    for (int i = 0; i < n; i++) s += a[i] * b[i];
-    return s;
+static void activate_plain(float *x, int act, int n) {
+    for (int i = 0; i < n; i++)
+        if (act == ACT_RELU) x[i] = x[i] < 0 ? 0 : x[i];
+        else if (act == ACT_GELU) x[i] = 0.5f * x[i] * (1 + erff(x[i] * 0.70710678118654752f));
+        else x[i] = 0.5f * x[i] * (1 + tanhf(0.79788456080286536f * (x[i] + 0.044715f * x[i] * x[i] * x[i])));
 }
 
-static void axpy_plain(float *y, float s, const float *x, int n) {
-    for (int i = 0; i < n; i++) y[i] += s * x[i];
+static void softmax_plain(float *x, int n) {
+    float top = -INFINITY, sum = 0;
+    for (int i = 0; i < n; i++) top = x[i] > top ? x[i] : top;
+    for (int i = 0; i < n; i++) x[i] = expf(x[i] - top), sum += x[i];
+    for (int i = 0; i < n; i++) x[i] /= sum;
+}
+
+static void norm_plain(float *out, const float *x, const float *w, const float *b, float eps, int C) {
+    float mean = 0, sq = 0;
+    for (int i = 0; b && i < C; i++) mean += x[i] / (float)C;
+    for (int i = 0; i < C; i++) sq += (x[i] - mean) * (x[i] - mean);
+    const float s = 1 / sqrtf(sq / (float)C + eps);
+    for (int i = 0; i < C; i++) out[i] = (x[i] - mean) * s * w[i] + (b ? b[i] : 0);
+}
+
+static void scores_plain(float *s, const float *q, const float *k, size_t ldk, int n, int A) {
+    for (int j = 0; j < n; j++) {
+        s[j] = 0;
+        for (int i = 0; i < A; i++) s[j] += q[i] * k[j * ldk + i];
+    }
+}
+
+static void mix_plain(float *out, const float *s, const float *v, size_t ldv, int n, int A) {
+    for (int j = 0; j < n; j++)
+        for (int i = 0; i < A; i++) out[i] += s[j] * v[j * ldv + i];
 }
 
 static const MatmulKernels kernels_plain = {
-    "plain", 4, 4, 8, tile_plain, rows_plain, pack_plain, dot_plain, axpy_plain
+    "plain", 4, 4, 8, tile_plain, rows_plain, pack_plain, activate_plain, softmax_plain, norm_plain, scores_plain,
+    mix_plain
 };
 
 // ---------------------------------------------------------------------------------------------------------
@@ -206,6 +177,9 @@ static inline float4 load4(const Weights *w, size_t r, size_t c, int dtype) {
 #define FEW 8
 #define FMA(a, b, c) ((a) * (b) + (c))
 #define WIDEN(p) (v_base)widen4(p)
+#define WIDEN8(p) ((v_base){(p)[0], (p)[1], (p)[2], (p)[3]})
+#define LOW4(p) ((v_base){(p)[0] & 15, (p)[1] & 15, (p)[2] & 15, (p)[3] & 15} - 8)
+#define HIGH4(p) ((v_base){(p)[0] >> 4, (p)[1] >> 4, (p)[2] >> 4, (p)[3] >> 4} - 8)
 #include "matmul_kernels.h"
 
 #if defined(__x86_64__)
@@ -216,6 +190,10 @@ static inline float4 load4(const Weights *w, size_t r, size_t c, int dtype) {
 #define MR 6
 #define FEW 32
 #define FMA(a, b, c) _mm256_fmadd_ps(a, b, c)
+#define BYTES256(p) _mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)(const void *)(p)))
+#define WIDEN8(p) (v_avx2)_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)(const void *)(p))))
+#define LOW4(p) ((v_avx2)_mm256_cvtepi32_ps(_mm256_and_si256(BYTES256(p), _mm256_set1_epi32(15))) - 8)
+#define HIGH4(p) ((v_avx2)_mm256_cvtepi32_ps(_mm256_srli_epi32(BYTES256(p), 4)) - 8)
 #define WIDEN(p) (v_avx2)_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)(p))), 16)
 #include "matmul_kernels.h"
 
@@ -226,6 +204,13 @@ static inline float4 load4(const Weights *w, size_t r, size_t c, int dtype) {
 #define MR 14
 #define FEW 96
 #define FMA(a, b, c) _mm512_fmadd_ps(a, b, c)
+#define BYTES512(p) _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)(const void *)(p)))
+#define WIDEN8(p) (v_avx512)_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32( \
+    _mm_loadu_si128((const __m128i *)(const void *)(p))))
+// the value of a nibble comes from a table in a register; only the lowest four bits of an index count
+#define TABLE _mm512_setr_ps(-8, -7, -6, -5, -4, -3, -2, -1, 0, 1, 2, 3, 4, 5, 6, 7)
+#define LOW4(p) (v_avx512)_mm512_permutexvar_ps(BYTES512(p), TABLE)
+#define HIGH4(p) (v_avx512)_mm512_permutexvar_ps(_mm512_srli_epi32(BYTES512(p), 4), TABLE)
 #define WIDEN(p) (v_avx512)_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)(p))), 16)
 #include "matmul_kernels.h"
 #endif
@@ -243,18 +228,22 @@ static bool supported(const MatmulKernels *k) {
     return k != NULL;
 }
 
-const MatmulKernels *matmul_kernels(const char *isa) {
-    static const MatmulKernels *const best_first[] = {
+static const MatmulKernels *const best_first[] = {
 #if defined(__x86_64__)
-        &kernels_avx512, &kernels_avx2,
+    &kernels_avx512, &kernels_avx2,
 #endif
-        &kernels_base, &kernels_plain
-    };
+    &kernels_base, &kernels_plain
+};
+enum { KERNELS = sizeof best_first / sizeof *best_first };
+
+const MatmulKernels *matmul_kernels(const char *isa) {
     const bool any = !isa || !strcmp(isa, "auto");
-    for (size_t i = 0; i < sizeof best_first / sizeof *best_first; i++)
+    for (int i = 0; i < KERNELS; i++)
         if ((any || !strcmp(isa, best_first[i]->name)) && supported(best_first[i])) return best_first[i];
     return NULL;
 }
+
+const char *matmul_isa_names(int i) { return i >= 0 && i < KERNELS ? best_first[i]->name : NULL; }
 
 const char *matmul_isa(const MatmulKernels *k) { return k->name; }
 
@@ -273,6 +262,7 @@ typedef struct {
     const MatmulKernels *kernels;
     float *scratch;         // for the packed blocks of all threads
     int rows, cols;         // of out in a job
+    int then;               // THEN_...
 } Product;
 
 static const float zeros[NC];
@@ -322,8 +312,9 @@ static void block(const Product *p, int m0, int M, int n0, int n, float *packed)
                 if (s + 1 < steps && !p->b_is_kn)
                     prefetch_rows(next_w, row_bytes, (done + mr * i) / M, (done + mr * to) / M, step_bytes);
                 float *out = p->out + (size_t)m * p->ldo + n0 + i;
-                const float *base = s > 0 ? out : p->bias ? p->bias + n0 + i : zeros;
-                kern->tile(out, p->ldo, base, s > 0 ? p->ldo : 0, p->scale, x, packed + (size_t)i * kc, mr,
+                const bool more = s > 0 || p->then == THEN_ADD;
+                const float *base = more ? out : p->bias ? p->bias + n0 + i : zeros;
+                kern->tile(out, p->ldo, base, more ? p->ldo : 0, p->scale, x, packed + (size_t)i * kc, mr,
                            min_int(kern->NR, n - i), kc);
             }
         }
@@ -333,30 +324,43 @@ static void block(const Product *p, int m0, int M, int n0, int n, float *packed)
 // ---------------------------------------------------------------------------------------------------------
 // Threads: jobs are handed out one by one, so that a thread whose core is shared simply does fewer.
 
-typedef void Job(const Product *p, int job, int thread);
+// Below some ten microseconds of work, waking threads costs more than they save, much more on busy cores.
+static bool worth(const Product *p) { return (double)p->M * p->N * p->K > 2e5; }
 
-static void run_jobs(Job *run, const Product *p, int jobs, int threads) {
-#ifdef _OPENMP
-    // Below some ten microseconds of work, waking threads costs more than they save, much more on busy cores.
-    const bool worth = (double)p->M * p->N * p->K > 4e5;
-#pragma omp parallel for schedule(dynamic, 1) num_threads(threads) if (threads > 1 && jobs > 1 && worth)
-    for (int i = 0; i < jobs; i++) run(p, i, omp_get_thread_num());
-#else
-    (void)threads;
-    for (int i = 0; i < jobs; i++) run(p, i, 0);
-#endif
+static void run_jobs(Job *run, Product *p, int jobs, const Par *par) {
+    pool_run(worth(p) ? par->pool : NULL, run, p, jobs);
 }
 
-static void block_job(const Product *p, int job, int thread) {
+// Before a job: the bias goes into what is added to. Behind it: the activation, while the block is in the cache.
+static void add_bias(const Product *p, int m, int M, int n, int N) {
+    if (p->then != THEN_ADD || !p->bias) return;
+    for (int i = m; i < m + M; i++)
+        for (int j = n; j < n + N; j++) p->out[(size_t)i * p->ldo + j] += p->bias[j];
+}
+
+static void finish(const Product *p, int m, int M, int n, int N) {
+    if (p->then >= THEN_NOTHING) return;
+    for (int i = m; i < m + M; i++) p->kernels->activate(p->out + (size_t)i * p->ldo + n, p->then, N);
+}
+
+static void block_job(void *arg, int job, int thread) {
+    const Product *p = arg;
     const int across = ceil_div(p->N, p->cols), m = job / across * p->rows, n = job % across * p->cols;
-    block(p, m, min_int(p->rows, p->M - m), n, min_int(p->cols, p->N - n), p->scratch + (size_t)thread * PACK_FLOATS);
+    const int M = min_int(p->rows, p->M - m), N = min_int(p->cols, p->N - n);
+    add_bias(p, m, M, n, N);
+    block(p, m, M, n, N, p->scratch + (size_t)thread * PACK_FLOATS);
+    finish(p, m, M, n, N);
 }
 
-static void rows_job(const Product *p, int job, int thread) {
-    const int n = job * p->cols;
+static void rows_job(void *arg, int job, int thread) {
+    const Product *p = arg;
+    const int n = job * p->cols, N = min_int(p->cols, p->N - n);
+    const bool more = p->then == THEN_ADD;
     (void)thread;
-    p->kernels->rows(p->out + n, p->ldo, p->a, p->lda, &p->b, n, p->bias ? p->bias + n : NULL, p->scale, p->M,
-                     min_int(p->cols, p->N - n), p->K);
+    add_bias(p, 0, p->M, n, N);
+    p->kernels->rows(p->out + n, p->ldo, more ? p->out + n : p->bias ? p->bias + n : NULL, more ? p->ldo : 0, p->a,
+                     p->lda, &p->b, n, p->scale, p->M, N, p->K);
+    finish(p, 0, p->M, n, N);
 }
 
 // ---------------------------------------------------------------------------------------------------------
@@ -365,10 +369,15 @@ static void rows_job(const Product *p, int job, int thread) {
 uint64_t matmul_scratch_bytes(int threads) { return (uint64_t)threads * PACK_FLOATS * sizeof(float); }
 
 void matmul(float *out, const float *x, const Tensor *w, const float *b, int T, const Par *par) {
+    matmul_then(out, x, w, b, THEN_NOTHING, T, par);
+}
+
+void matmul_then(float *out, const float *x, const Tensor *w, const float *b, int then, int T, const Par *par) {
     // x (T,C), w (OC,C), b (OC) or NULL -> out (T,OC)
     const int OC = w->rows, C = w->cols;
     const Weights weights = {w->data, w->scale, (size_t)C, w->dtype};
-    Product p = {out, x, weights, b, (size_t)OC, (size_t)C, 1.0f, T, OC, C, false, par->kernels, par->scratch, T, NC};
+    Product p = {out, x, weights, b, (size_t)OC, (size_t)C, 1.0f, T, OC, C, false, par->kernels, par->scratch, T, NC,
+                 then};
     if (T <= 0 || OC <= 0) return;
     if (T <= par->kernels->few) {
         // Chunks are large enough for the hardware to read ahead, and at least four a thread where there are that many.
@@ -376,13 +385,19 @@ void matmul(float *out, const float *x, const Tensor *w, const float *b, int T, 
         const size_t by_size = 4 + CHUNK_BYTES / (row_bytes + 1), by_threads = (size_t)OC / (4 * (size_t)par->threads);
         p.cols = (int)(by_size < by_threads ? by_size : by_threads) / 4 * 4;
         if (p.cols < 4) p.cols = 4;
-        run_jobs(rows_job, &p, ceil_div(OC, p.cols), par->threads);
+        run_jobs(rows_job, &p, ceil_div(OC, p.cols), par);
         return;
     }
+    // The width of a job that leaves the least to wait for at the end.
+    int best = INT_MAX;
+    for (int cols = NC; cols >= 64; cols -= p.kernels->NR) {
+        const int rounds = ceil_div(ceil_div(OC, cols), par->threads) * cols;
+        if (rounds < best) best = rounds, p.cols = cols;
+    }
     // Few columns and many threads: the rows are split as well, at the price of packing the weights again.
-    const int across = ceil_div(OC, NC), down = ceil_div(4 * par->threads, across);
+    const int across = ceil_div(OC, p.cols), down = ceil_div(4 * par->threads, across);
     if (down > 1) p.rows = ceil_div(ceil_div(T, down), 4 * p.kernels->MR) * 4 * p.kernels->MR;
-    run_jobs(block_job, &p, across * ceil_div(T, p.rows), par->threads);
+    run_jobs(block_job, &p, across * ceil_div(T, p.rows), par);
 }
 
 void gemm_nt(float *out, int ldo, const float *a, int lda, const float *b, int ldb, float scale, int M, int N, int K,
@@ -391,10 +406,11 @@ void gemm_nt(float *out, int ldo, const float *a, int lda, const float *b, int l
     if (M <= 0 || N <= 0) return;
     const Weights w = {b, NULL, (size_t)ldb, DT_F32};
     if (M <= SLICE) {
-        par->kernels->rows(out, (size_t)ldo, a, (size_t)lda, &w, 0, NULL, scale, M, N, K);
+        par->kernels->rows(out, (size_t)ldo, NULL, 0, a, (size_t)lda, &w, 0, scale, M, N, K);
         return;
     }
-    const Product p = {out, a, w, NULL, (size_t)ldo, (size_t)lda, scale, M, N, K, false, par->kernels, NULL, 0, 0};
+    const Product p = {out, a, w, NULL, (size_t)ldo, (size_t)lda, scale, M, N, K, false, par->kernels, NULL, 0, 0,
+                       THEN_NOTHING};
     float packed[PACK_FLOATS] __attribute__((aligned(64)));
     for (int n = 0; n < N; n += NC) block(&p, 0, M, n, min_int(NC, N - n), packed);
 }
@@ -404,14 +420,26 @@ void gemm_nn(float *out, int ldo, const float *a, int lda, const float *b, int l
     // a (M,K), b (K,N) -> out (M,N)
     if (M <= 0 || N <= 0) return;
     const Product p = {out, a, {b, NULL, (size_t)ldb, DT_F32}, NULL, (size_t)ldo, (size_t)lda, 1.0f, M, N, K, true,
-                       par->kernels, NULL, 0, 0};
+                       par->kernels, NULL, 0, 0, THEN_NOTHING};
     float packed[PACK_FLOATS] __attribute__((aligned(64)));
     for (int n = 0; n < N; n += NC) block(&p, 0, M, n, min_int(NC, N - n), packed);
 }
 
-float dot(const float *a, const float *b, int n, const Par *par) { return par->kernels->dot(a, b, n); }
+void activate(float *x, int act, int n, const Par *par) { par->kernels->activate(x, act, n); }
 
-void axpy(float *y, float s, const float *x, int n, const Par *par) { par->kernels->axpy(y, s, x, n); }
+void softmax(float *x, int n, const Par *par) { par->kernels->softmax(x, n); }
+
+void norm(float *out, const float *x, const float *w, const float *b, float eps, int C, const Par *par) {
+    par->kernels->norm(out, x, w, b, eps, C);
+}
+
+void scores(float *s, const float *q, const float *k, size_t ldk, int n, int A, const Par *par) {
+    par->kernels->scores(s, q, k, ldk, n, A);
+}
+
+void mix(float *out, const float *s, const float *v, size_t ldv, int n, int A, const Par *par) {
+    par->kernels->mix(out, s, v, ldv, n, A);
+}
 
 void tensor_row(float *out, const Tensor *w, int r) {
     // w (rows,C), 0 <= r < rows -> out (C)

@@ -6,10 +6,11 @@
 //   VW        floats in a vector
 //   MR        rows of a tile (its width is two vectors)
 //   FEW       most rows of x for which rows() is faster than packing for tile()
-//   FMA(a,b,c), WIDEN(p)   a * b + c on vectors; VW bf16 numbers at p as f32
+//   FMA(a,b,c)   a * b + c on vectors
+//   WIDEN(p), WIDEN8(p), LOW4(p), HIGH4(p)   VW weights at p as f32: bf16, int8, and nibbles less 8
 //
 // In order: vector types and loads; tile(), the heart of the large products; rows(), for a few rows of x against a
-// stream of weights; pack(), which turns weights on their side for tile(); dot() and axpy(). matmul.c draws the
+// stream of weights; pack(), which turns weights on their side for tile(); matmul_math.h. matmul.c draws the
 // layouts and says when each is used, and holds the same functions in plain C.
 // Not here: threads, blocking, the choice of an instruction set.
 
@@ -47,6 +48,13 @@ INLINE void NAME(tile_mr)(float *out, size_t ldo, const float *base, size_t ldba
             acc[r][1] = FMA(xr, w1, acc[r][1]);
         }
     }
+    if (n == 2 * VW) {
+        for (int r = 0; r < mr; r++)
+            for (int h = 0; h < 2; h++)
+                *(V *)(out + r * ldo + h * VW) = FMA(NAME(splat)(scale), acc[r][h],
+                                                     NAME(load)(base + r * ldbase + h * VW));
+        return;
+    }
     float tile[MR][2 * VW];
 #pragma GCC unroll 16
     for (int r = 0; r < mr; r++) {
@@ -80,13 +88,13 @@ INLINE V NAME(load_w)(const Weights *w, size_t r, size_t c, int dtype) {
     const uint8_t *p = weight_at(w, r, c);
     if (dtype == DT_F32) return NAME(load)((const float *)(const void *)p);
     if (dtype == DT_BF16) return WIDEN((const uint16_t *)(const void *)p);
-    float a[VW];
-    for (int i = 0; i < VW; i++) a[i] = weight(w, r, c + i);
-    return NAME(load)(a);
+    if (dtype == DT_INT8) return WIDEN8((const int8_t *)p);
+    const V q = c % 32 < 16 ? LOW4(p + c % 16) : HIGH4(p + c % 16);
+    return q * group_scale(w, r, c);
 }
 
 INLINE void NAME(rows_rw)(float *out, size_t ldo, const float *x, size_t ldx, const Weights *w, size_t j,
-                          const float *bias, float scale, int T, int rw, int C, int dtype) {
+                          const float *base, size_t ldbase, float scale, int T, int rw, int C, int dtype) {
     V acc[4][SLICE], wv[4];
 #pragma GCC unroll 16
     for (int t = 0; t < T; t++)
@@ -97,7 +105,7 @@ INLINE void NAME(rows_rw)(float *out, size_t ldo, const float *x, size_t ldx, co
     int c = 0;
     for (; c + VW <= C; c += VW, ahead += step) {
 #pragma GCC unroll 16
-        for (size_t i = 0; i < step; i += 64) __builtin_prefetch(ahead + i, 0, 2);
+        for (size_t i = 0; i < step; i += 64) __builtin_prefetch(ahead + i, 0, 3);
 #pragma GCC unroll 16
         for (int r = 0; r < rw; r++) wv[r] = NAME(load_w)(w, j + (size_t)r, (size_t)c, dtype);
 #pragma GCC unroll 16
@@ -111,33 +119,35 @@ INLINE void NAME(rows_rw)(float *out, size_t ldo, const float *x, size_t ldx, co
         for (int r = 0; r < rw; r++) {
             float s = NAME(sum)(acc[r][t]);
             for (int i = c; i < C; i++) s += x[t * ldx + i] * weight(w, j + (size_t)r, (size_t)i);
-            out[t * ldo + r] = (bias ? bias[r] : 0) + scale * row_scale(w, j + (size_t)r) * s;
+            out[t * ldo + r] = (base ? base[t * ldbase + r] : 0) + scale * row_scale(w, j + (size_t)r) * s;
         }
 }
 
-INLINE void NAME(rows_t)(float *out, size_t ldo, const float *x, size_t ldx, const Weights *w, int j0,
-                         const float *bias, float scale, int T, int n, int C, int dtype) {
-    // rw * (T + 1) + 1 registers, of 16 or 32. For one row of x the fewest rows of w that hide the latency of FMA.
-    const int rw = VW == 16 ? (T < 4 ? T : 4) : T == 3 || T == 4 ? 3 : 2;
+INLINE void NAME(rows_t)(float *out, size_t ldo, const float *base, size_t ldbase, const float *x, size_t ldx,
+                         const Weights *w, int j0, float scale, int T, int n, int C, int dtype) {
+    // rw * (T + 1) + 1 registers, of 16 or 32; for one or two rows of x a single stream of weights is fastest.
+    const int rw = VW == 16 ? (T < 3 ? 1 : 4) : T == 3 || T == 4 ? 3 : 2;
     int j = 0;
     for (; j + rw <= n; j += rw)
-        NAME(rows_rw)(out + j, ldo, x, ldx, w, (size_t)(j0 + j), bias ? bias + j : NULL, scale, T, rw, C, dtype);
+        NAME(rows_rw)(out + j, ldo, x, ldx, w, (size_t)(j0 + j), base ? base + j : NULL, ldbase, scale, T, rw, C,
+                      dtype);
     for (; j < n; j++)
-        NAME(rows_rw)(out + j, ldo, x, ldx, w, (size_t)(j0 + j), bias ? bias + j : NULL, scale, T, 1, C, dtype);
+        NAME(rows_rw)(out + j, ldo, x, ldx, w, (size_t)(j0 + j), base ? base + j : NULL, ldbase, scale, T, 1, C,
+                      dtype);
 }
 
-static TARGET void NAME(rows)(float *out, size_t ldo, const float *x, size_t ldx, const Weights *w, int j0,
-                              const float *bias, float scale, int T, int n, int C) {
+static TARGET void NAME(rows)(float *out, size_t ldo, const float *base, size_t ldbase, const float *x, size_t ldx,
+                              const Weights *w, int j0, float scale, int T, int n, int C) {
     if (T > SLICE) {     // too many sums for the registers: even slices of x, 16 rows of w staying in the cache for all
         const int slice = ceil_div(T, ceil_div(T, SLICE));
         for (int j = 0; j < n; j += 16)
             for (int t = 0; t < T; t += slice)
-                NAME(rows)(out + t * ldo + j, ldo, x + t * ldx, ldx, w, j0 + j, bias ? bias + j : NULL, scale,
-                           min_int(slice, T - t), min_int(16, n - j), C);
+                NAME(rows)(out + t * ldo + j, ldo, base ? base + t * ldbase + j : NULL, ldbase, x + t * ldx, ldx, w,
+                           j0 + j, scale, min_int(slice, T - t), min_int(16, n - j), C);
         return;
     }
 #define CASE(t, dtype) \
-    case 4 * t + dtype: NAME(rows_t)(out, ldo, x, ldx, w, j0, bias, scale, t, n, C, dtype); break;
+    case 4 * t + dtype: NAME(rows_t)(out, ldo, base, ldbase, x, ldx, w, j0, scale, t, n, C, dtype); break;
 #define CASES(t) CASE(t, DT_F32) CASE(t, DT_BF16) CASE(t, DT_INT8) CASE(t, DT_INT4)
     switch (4 * T + w->dtype) { CASES(1) CASES(2) CASES(3) CASES(4) CASES(5) CASES(6) }
 #undef CASES
@@ -178,21 +188,11 @@ static TARGET void NAME(pack)(float *out, const Weights *w, int j0, int n, int k
                                              row_scale(w, (size_t)(j0 + j)) : 0;
 }
 
-static TARGET float NAME(dot)(const float *a, const float *b, int n) {
-    V s = NAME(splat)(0);
-    int i = 0;
-    for (; i + VW <= n; i += VW) s = FMA(NAME(load)(a + i), NAME(load)(b + i), s);
-    float sum = NAME(sum)(s);
-    for (; i < n; i++) sum += a[i] * b[i];
-    return sum;
-}
-
-static TARGET void NAME(axpy)(float *y, float s, const float *x, int n) {
-    for (int i = 0; i < n; i++) y[i] += s * x[i];
-}
+#include "matmul_math.h"
 
 static const MatmulKernels NAME(kernels) = {
-    NAME_TEXT, MR, 2 * VW, FEW, NAME(tile), NAME(rows), NAME(pack), NAME(dot), NAME(axpy)
+    NAME_TEXT, MR, 2 * VW, FEW, NAME(tile), NAME(rows), NAME(pack), NAME(activate), NAME(softmax), NAME(norm),
+    NAME(scores), NAME(mix)
 };
 
 #undef V
@@ -205,3 +205,6 @@ static const MatmulKernels NAME(kernels) = {
 #undef FEW
 #undef FMA
 #undef WIDEN
+#undef WIDEN8
+#undef LOW4
+#undef HIGH4

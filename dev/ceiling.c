@@ -155,7 +155,7 @@ int main(int argc, char **argv) {
     // aligned as in the arena of blip2.c: AVX2 loses a third on five rows that are not
     float *x = aligned_alloc(64, most * sizeof *x), *out = aligned_alloc(64, most * sizeof *out);
     const uint64_t scratch = (matmul_scratch_bytes(m.threads) + 63) / 64 * 64;
-    const Par par = {m.threads, kernels, aligned_alloc(64, scratch)};
+    const Par par = {m.threads, kernels, aligned_alloc(64, scratch), pool_open(m.threads)};
     if (m.memory == MAP_FAILED || !x || !out || !par.scratch) { fprintf(stderr, "ceiling: no memory\n"); return 1; }
     for (size_t i = 0; i < m.bytes / 4; i++)       // small positive numbers, as f32 and as bf16
         ((uint32_t *)m.memory)[i] = 0x3C003C00u + (uint32_t)(i * 2654435761u >> 20 & 0xFFF);

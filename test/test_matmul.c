@@ -1,7 +1,7 @@
 // test/test_matmul.c: every inner loop of matmul.c that this processor has, against sums in double.
 //
-// In order: memory that ends at an unreadable page, the comparison, matmul over many shapes, gemm_nt and gemm_nn, dot
-// and axpy, NaN and empty inputs, tensor_row, and a control that shows that the bound can fail.
+// In order: memory that ends at an unreadable page, the comparison, matmul over many shapes, gemm_nt and gemm_nn,
+// scores and mix, NaN and empty inputs, tensor_row, and a control that shows that the bound can fail.
 //
 // Bound, for every element: |got - want| <= (C + 3) * 2^-24 * (|bias| + sum_c |x_c w_c|). It holds for any order of
 // summation in f32. Measured for C >= 64 on the shapes below: worst element 0.009 of it with few rows (each vector lane
@@ -134,11 +134,11 @@ static bool untouched(const float *out, size_t total, size_t at, size_t ld, int 
 
 static void fill(float *p, size_t n, float v) { for (size_t i = 0; i < n; i++) p[i] = v; }
 
-typedef struct { Tally t; double worst_few, worst_many, worst_tiny; float *scratch[THREADS + 1]; } State;
+typedef struct { Tally t; double worst_few, worst_many, worst_tiny; float *scratch[THREADS + 1]; Pool *pool[THREADS + 1]; } State;
 
 static Par par_of(State *s, const MatmulKernels *k, int threads) {
     fill(s->scratch[threads], matmul_scratch_bytes(threads) / sizeof(float), nan_bits());
-    return (Par){threads, k, s->scratch[threads]};
+    return (Par){threads, k, s->scratch[threads], s->pool[threads]};
 }
 
 // ---------------------------------------------------------------------------------------------------------
@@ -219,7 +219,7 @@ static void check_gemm(State *s, const MatmulKernels *k, bool nt, int M, int N, 
             }
             ref[(size_t)m * N + n] = r;
         }
-    const Par par = {1, k, NULL};     // they take no scratch
+    const Par par = {1, k, NULL, NULL};     // they take no scratch
     fill(out, nout, canary);
     if (nt) gemm_nt(out + 20, ldo, a, lda, b, ldb, scale, M, N, K, &par);
     else gemm_nn(out + 20, ldo, a, lda, b, ldb, M, N, K, &par);
@@ -232,7 +232,7 @@ static void check_gemm(State *s, const MatmulKernels *k, bool nt, int M, int N, 
 }
 
 static void check_vectors(State *s, const MatmulKernels *k) {
-    const Par par = {1, k, NULL};
+    const Par par = {1, k, NULL, NULL};
     for (int n = 0; n <= 100; n++) {
         float *a = guarded((size_t)n * 4 + 4), *b = guarded((size_t)n * 4 + 4);
         a++, b++;                     // n = 0 leaves nothing that may be read
@@ -242,12 +242,14 @@ static void check_vectors(State *s, const MatmulKernels *k) {
             r.want += (double)a[i] * b[i];
             r.size += fabs((double)a[i] * b[i]);
         }
-        const float got = dot(a, b, n, &par);
-        EXPECT(&s->t, excess(&got, 1, &r, 1, 1, 1, n) <= 1, "%s dot of %d", matmul_isa(k), n);
+        float got;
+        scores(&got, a, b, 0, 1, n, &par);
+        EXPECT(&s->t, excess(&got, 1, &r, 1, 1, 1, n) <= 1, "%s scores of %d", matmul_isa(k), n);
         bool same = true;
-        axpy(b, 0.7f, a, n, &par);
+        const float s7 = 0.7f;
+        mix(b, &s7, a, 0, 1, n, &par);
         for (int i = 0; i < n; i++) same &= fabs(b[i] - (noise((uint64_t)i + 500) + 0.7 * (double)a[i])) <= 0x1p-22;
-        EXPECT(&s->t, same && b[-1] == 0, "%s axpy of %d", matmul_isa(k), n);
+        EXPECT(&s->t, same && b[-1] == 0, "%s mix of %d", matmul_isa(k), n);
         unguard(a - 1, (size_t)n * 4 + 4), unguard(b - 1, (size_t)n * 4 + 4);
     }
 }
@@ -359,6 +361,7 @@ int main(void) {
         // aligned as matmul.h asks, and ending at the guard: the size is a multiple of 64
         EXPECT(&s.t, matmul_scratch_bytes(t) % 64 == 0, "scratch of %d threads", t);
         s.scratch[t] = guarded(matmul_scratch_bytes(t));
+        s.pool[t] = pool_open(t);
     }
     EXPECT(&s.t, matmul_kernels("no such") == NULL, "an unknown name was taken");
     EXPECT(&s.t, matmul_kernels("auto") == matmul_kernels(NULL) && matmul_kernels(NULL), "no default");
@@ -384,5 +387,6 @@ int main(void) {
                 s.worst_few, s.worst_many, s.worst_tiny);
     }
     check_tensor_row(&s);
+    for (int t = 1; t <= THREADS; t++) pool_close(s.pool[t]);
     return tally_close(&s.t);
 }

@@ -1,0 +1,70 @@
+// matmul_weights.h: a weight in memory, element by element: the plain meaning of doc/format.md's four layouts.
+//
+// In order: small helpers, numbers from bits, Weights, where an element lies, an element as f32.
+// Not here: anything fast.
+#ifndef MATMUL_WEIGHTS_H
+#define MATMUL_WEIGHTS_H
+
+#include "blip2.h"
+
+#include <string.h>
+
+static inline int min_int(int a, int b) { return a < b ? a : b; }
+static inline int ceil_div(int a, int b) { return (a + b - 1) / b; }
+
+static inline float bits_to_float(uint32_t bits) {
+    float f;
+    memcpy(&f, &bits, sizeof f);
+    return f;
+}
+
+static inline float half_to_float(uint16_t h) {
+    const uint32_t sign = (uint32_t)(h & 0x8000) << 16, rest = h & 0x7FFF;
+    if (rest >= 0x7C00) return bits_to_float(sign | 0x7F800000 | (rest & 0x3FF) << 13);    // infinity, NaN
+    const float magnitude = bits_to_float(rest << 13) * 0x1p112f;                          // exact, subnormals too
+    return sign ? -magnitude : magnitude;
+}
+
+// A matrix in memory, of any dtype, in the layout of doc/format.md.
+typedef struct {
+    const void *data, *scale;
+    size_t ld;               // elements from row to row; INT8 and INT4: the columns
+    int dtype;
+} Weights;
+
+static inline size_t groups_of(size_t columns) { return (columns + 31) / 32; }
+
+// The group of 32 columns that column c of row r is in.
+static inline size_t group_at(const Weights *w, size_t r, size_t c) { return r * groups_of(w->ld) + c / 32; }
+
+static inline float group_scale(const Weights *w, size_t r, size_t c) {
+    return half_to_float(((const uint16_t *)w->scale)[group_at(w, r, c)]);
+}
+
+// What a whole row has in common; 1 where there is no such thing.
+static inline float row_scale(const Weights *w, size_t r) { return w->dtype == DT_INT8 ? ((const float *)w->scale)[r] : 1; }
+
+// The bytes of row r from column c on. INT4: of the group that it is in.
+static inline const uint8_t *weight_at(const Weights *w, size_t r, size_t c) {
+    const uint8_t *p = w->data;
+    return w->dtype == DT_INT4 ? p + group_at(w, r, c) * 16 :
+           p + (r * w->ld + c) * (w->dtype == DT_F32 ? 4 : w->dtype == DT_BF16 ? 2 : 1);
+}
+
+// Of a row's first `columns`.
+static inline size_t bytes_of(const Weights *w, size_t columns) {
+    return w->dtype == DT_F32 ? 4 * columns : w->dtype == DT_BF16 ? 2 * columns : w->dtype == DT_INT8 ? columns :
+           16 * groups_of(columns);
+}
+
+// Element (r,c) of w without its row's scale. A bf16 is the upper half of an f32.
+static inline float weight(const Weights *w, size_t r, size_t c) {
+    const uint8_t *p = weight_at(w, r, c);
+    if (w->dtype == DT_F32) return *(const float *)(const void *)p;
+    if (w->dtype == DT_BF16) return bits_to_float((uint32_t)*(const uint16_t *)(const void *)p << 16);
+    if (w->dtype == DT_INT8) return (float)*(const int8_t *)p;
+    const int nibble = p[c % 16] >> (c % 32 < 16 ? 0 : 4) & 15;
+    return (float)(nibble - 8) * group_scale(w, r, c);
+}
+
+#endif
