@@ -186,7 +186,7 @@ int image_decode_webp(Image *im, const uint8_t *p, size_t n, uint64_t max_pixels
     uint8_t *rgba = NULL;
     int time, rc = 0;
     if (!decoder || !WebPAnimDecoderGetInfo(decoder, &info))
-        rc = fail(e, "cut off or damaged WebP, without a complete image, or too little memory for it");
+        rc = fail(e, "cut off or damaged WebP (no whole image in it), or too little memory for it");
     else if (info.canvas_width != (uint32_t)f.width || info.canvas_height != (uint32_t)f.height)
         rc = fail(e, "damaged WebP: %d x %d pixels in one header and %u x %u in another", f.width, f.height,
                   info.canvas_width, info.canvas_height);
