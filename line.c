@@ -8,6 +8,8 @@
 #include <errno.h>
 #include <locale.h>
 #include <langinfo.h>
+#include <poll.h>
+#include <signal.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
@@ -23,6 +25,8 @@ struct Line {
 #ifdef HAVE_EDIT
     EditLine *edit;        // NULL when nobody types or the terminal cannot be edited on
     History *history;
+    const volatile int *stopped;
+    sigset_t open;         // signals that may come while waiting for a key, and only then
 #endif
 };
 
@@ -33,6 +37,30 @@ static char *prompt_of(EditLine *edit) {
     Line *l = NULL;
     el_get(edit, EL_CLIENTDATA, &l);
     return (char *)l->prompt;
+}
+
+// The next character for libedit: 1, or 0 at the end of input, or -1 when a signal handler set *stopped. The signal can
+// come only within ppoll, so that none slips in between a look at *stopped and the waiting.
+static int next_key(EditLine *edit, wchar_t *key) {
+    Line *l = NULL;
+    el_get(edit, EL_CLIENTDATA, &l);
+    uint8_t bytes[4];
+    for (size_t n = 0; n < sizeof bytes;) {
+        struct pollfd wait = {.fd = STDIN_FILENO, .events = POLLIN};
+        if (*l->stopped || (ppoll(&wait, 1, NULL, &l->open) < 0 && (*l->stopped || errno != EINTR))) return -1;
+        if (!wait.revents) continue;
+        const ssize_t got = read(STDIN_FILENO, bytes + n, 1);
+        if (got < 0 && errno == EINTR) continue;
+        if (got <= 0) return (int)got;
+        uint32_t cp;
+        if (utf8_next(bytes, ++n, &cp)) {
+            *key = (wchar_t)cp;
+            return 1;
+        }
+        if (bytes[0] < 0xC2) n = 0;   // no character starts like this
+    }
+    *key = 0xFFFD;
+    return 1;
 }
 
 static void open_edit(Line *l) {
@@ -49,6 +77,7 @@ static void open_edit(Line *l) {
     el_set(l->edit, EL_PROMPT, prompt_of);
     el_set(l->edit, EL_EDITOR, "emacs");
     el_set(l->edit, EL_SIGNAL, 0);
+    el_set(l->edit, EL_GETCFN, next_key);
     el_set(l->edit, EL_HIST, history, l->history);
     el_set(l->edit, EL_ADDFN, "complete", "completes a file name", _el_fn_complete);
     el_set(l->edit, EL_BIND, "^I", "complete", NULL);
@@ -57,8 +86,14 @@ static void open_edit(Line *l) {
 
 static const char *read_edit(Line *l, size_t *n, const volatile int *stopped) {
     int count = 0;
+    sigset_t held;
+    sigemptyset(&held);
+    sigaddset(&held, SIGINT);
+    l->stopped = stopped;
+    sigprocmask(SIG_BLOCK, &held, &l->open);
     const char *line = el_gets(l->edit, &count);
-    if (!line || count <= 0 || *stopped) return NULL;
+    sigprocmask(SIG_SETMASK, &l->open, NULL);
+    if (!line || count <= 0) return NULL;
     *n = (size_t)count;
     HistEvent event;
     if (strspn(line, " \t\r\n") < *n) history(l->history, &event, H_ENTER, line);
