@@ -190,15 +190,10 @@ parity: programs $(if $(PARITY_PYTHON),,.venv/ready)
 	.venv/bin/python -m pip install -q --disable-pip-version-check -r $<
 	touch $@
 
-# Until a trained model is there, two of the tests' models of random weights speak.
-DEMO_IMAGES := test/data/tiny_0.png test/data/tiny_1.png
-
+# The commands of demo/examples.txt with their answers, which must be those that the file has.
 demo: all
 	@echo
-	@echo 'A tiny model with random weights looks at two images. It speaks gibberish, the same on every machine:'
-	@for m in opt t5; do \
-	    echo; echo "./blip2 -m test/data/tiny_$$m.bin $(DEMO_IMAGES)"; \
-	    ./blip2 --quiet -m test/data/tiny_$$m.bin $(DEMO_IMAGES) || exit 1; done
+	@SHOW=1 sh test/test_demo.sh ./blip2
 
 # The manual page is committed, so that it can be read without building; a test says when it is out of date.
 doc/blip2.1: $(BUILD)/blip2
@@ -239,7 +234,7 @@ help:
 	@echo 'make            ./blip2 from what is installed'
 	@echo 'make lib        build/libblip2.a and build/libblip2.so (also part of make)'
 	@echo 'make deps       installs what is missing (apt-get; dnf and Homebrew untested)'
-	@echo 'make demo       captions two images; make deps demo does both'
+	@echo 'make demo       a small trained model captions and answers; make deps demo does both'
 	@echo 'make test       all tests that need no Python; make programs only builds them'
 	@echo 'make parity     compares every stage with PyTorch (installs it into .venv, 5 GB)'
 	@echo 'make fuzz       hostile input for FUZZ_SECONDS=$(FUZZ_SECONDS) in all, under sanitizers (needs clang)'

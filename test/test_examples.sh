@@ -41,18 +41,18 @@ fi
 # ----------------------------------------------------------------------------------------------------------
 # What they find.
 
-mkdir -p "$work/demo" "$work/photos/sea"
+mkdir -p "$work/photos/sea"
 cp "$blip2" "$work/blip2"
-cp "$root/test/data/tiny_opt.bin" "$work/demo/demo.bin"
+ln -s "$root/demo" "$work/demo"
 ln -s "$root/test" "$work/test"
 for name in blip2-opt-2.7b.bin MODEL; do ln -s "$root/test/data/tiny_opt.bin" "$work/$name"; done
-images=$root/test/data
-cp "$images/tiny_0.png" "$work/photo.jpg"
-cp "$images/tiny_1.png" "$work/street.jpg"
-cp "$images/tiny_0.png" "$work/photos/one.jpg"
-cp "$images/tiny_2.png" "$work/photos/sea/two.jpg"
-printf 'what is it?\ta cat\nwhich colour is it?\tgrey.\n' >"$work/turns.txt"
-printf 'what is it?\nwhat else?\n' >"$work/questions.txt"
+images=$root/demo
+cp "$images/dogs.png" "$work/photo.jpg"
+cp "$images/cat.png" "$work/street.jpg"
+cp "$images/cactus.png" "$work/photos/one.jpg"
+cp "$images/penguin.png" "$work/photos/sea/two.jpg"
+printf 'is there a dog in the picture?\tyes\nhow many are there?\ttwo.\n' >"$work/turns.txt"
+printf 'how many dogs are there?\nand how many cars?\n' >"$work/questions.txt"
 printf 'photo.jpg\nstreet.jpg\n' >"$work/list.txt"
 mkdir "$tmp/bin"
 printf '#!/bin/sh\ncat photo.jpg\n' >"$tmp/bin/curl"
