@@ -7,7 +7,10 @@ has() { if grep -qxF -- "$1" README.md; then passed=$((passed + 1)); else failed
 
 "$blip2" --help | sed -n '/^  *-[-a-z]*/p' | grep -v '^  blip2' >"$tmp"
 while IFS= read -r line; do has "$line"; done <"$tmp"
-has "$("$blip2" --quiet -m test/data/tiny_t5.bin test/data/tiny_0.png test/data/tiny_1.png | sed -n 1p)"
+for answer in "two dogs and a car on a green background" two green; do
+    if grep -qxF -- "$answer" demo/examples.txt && grep -q "\`$answer\`" README.md; then passed=$((passed + 1))
+    else failed=$((failed + 1)); echo "FAIL README.md or demo/examples.txt lacks the answer: $answer" >&2; fi
+done
 if grep -qxF "no such line in it" README.md; then failed=$((failed + 1)); else passed=$((passed + 1)); fi
 echo "$passed passed, $failed failed, 0 skipped"
 [ $failed -eq 0 ] && [ $passed -gt 20 ]
