@@ -314,7 +314,11 @@ template <typename T> static void dense(Run *r, Dense d) {
         if (d.kv) kv_store<T>(r->s, (T *)d.kv, (const T *)d.out, d.slot, d.T, d.kv_from);
         return;
     }
-    CHECK(!r->f32);
+    if (r->f32) {   // eight rows at a time
+        const bool fits = rows_dense<T>(r->s, d, r->dev);
+        CHECK(fits);
+        return;
+    }
     if (d.gated) g.act = ACT_NONE;
     gemm(r->s, g);
     if (d.gated) activate<T>(r->s, (T *)d.out, (const T *)g.out, NULL, d.act, true, d.T, d.OC);

@@ -228,7 +228,8 @@ __global__ void __launch_bounds__(128) attention_plain_kernel(Attention p) {
 
 template <int AP> static void launch_mma(cudaStream_t s, const Attention &p) {
     const auto kernel = attention_mma_kernel<AP>;
-    CUDA_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)attention_shared<AP>()));
+    CUDA_CHECK(cudaFuncSetAttribute((const void *)kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                    (int)attention_shared<AP>()));
     LAUNCH(kernel, dim3(ceil_div(p.max_q, MMA_Q), p.H, p.B), dim3(128), attention_shared<AP>(), s, p);
 }
 

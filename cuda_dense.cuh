@@ -317,7 +317,7 @@ template <int W, typename T, int R>
 static void launch_rows(cudaStream_t s, const Dense &d, const Device &dev) {
     const size_t shared = (size_t)R * rows_stride(d.C) * sizeof(T);
     const auto kernel = rows_kernel<W, T, R>;
-    CUDA_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)shared));
+    CUDA_CHECK(cudaFuncSetAttribute((const void *)kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)shared));
     const int per_sm = shared * 2 + 8192 <= (size_t)dev.shared_most ? 2 : 1;
     const int split = rows_split(d.OC, dev.sms * per_sm), need = ceil_div(d.OC, ROWS_WARPS / split);
     const int grid = need < dev.sms * per_sm ? need : dev.sms * per_sm;
