@@ -126,7 +126,7 @@ SIM_KERNELS := -O1 -Wno-unknown-pragmas -fsanitize=thread,undefined -fno-sanitiz
                --param tsan-instrument-func-entry-exit=0 --param tsan-distinguish-volatile=1
 SIM_OBJECTS := $(patsubst test/cuda_sim/%.cpp,$(SIM)/%.o,$(wildcard test/cuda_sim/cuda_sim*.cpp))
 
-$(SIM)/cuda_sim%.o: test/cuda_sim/cuda_sim%.cpp
+$(SIM_OBJECTS): $(SIM)/%.o: test/cuda_sim/%.cpp
 	@mkdir -p $(SIM)
 	$(call SAY,g++ )$(SIM_CXX) -O2 -c -o $@ $<
 
