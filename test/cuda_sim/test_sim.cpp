@@ -507,7 +507,7 @@ int main() {
     scenario("missing event", run_streams<1>, "race");
     scenario("missing synchronize", run_streams<2>, "");
     scenario("copies from two streams", run_streams<3>, "race");
-    scenario("pinned memory written too early", run_streams<4>, "");
+    scenario("pinned memory written too early", run_streams<4>, "race");
     scenario("graph", run_graph<0>, NULL);
     scenario("branches of a graph race", run_graph<1>, "race");
     scenario("branch not joined", run_graph<2>, "joined");
