@@ -3,7 +3,7 @@
 # In order: installing what is missing, what was asked for, what this machine has (dev/probe.sh), flags, rules for
 # objects and programs, tests, parity with PyTorch, demo, the rest.
 
-.PHONY: all deps programs test parity demo list install clean help FORCE
+.PHONY: all deps programs test test-cuda-sim parity demo list install clean help FORCE
 .SECONDARY:
 
 ifneq ($(filter deps,$(MAKECMDGOALS)),)
@@ -117,6 +117,29 @@ programs: all $(TEST_PROGRAMS) $(TOOLS)
 test: programs
 	@SAN=$(SAN) sh test/run.sh $(BUILD)/blip2 $(BUILD)/compare_dumps $(TEST_PROGRAMS) $(TEST_SCRIPTS)
 
+# The CUDA code on the CPU (doc/cuda-sim.md). Needs g++ and the toolkit's headers, no nvcc and no GPU.
+
+CUDA_INCLUDE ?= /usr/local/cuda/include
+SIM := $(BUILD)/cuda_sim
+SIM_CXX := g++ -std=c++17 -g -Wall -Wextra -DCUDA_SIM -Itest/cuda_sim -I. -isystem $(CUDA_INCLUDE) -MMD -MP
+SIM_KERNELS := -O1 -Wno-unknown-pragmas -fsanitize=thread,undefined -fno-sanitize=vptr -fno-sanitize-recover=all \
+               --param tsan-instrument-func-entry-exit=0 --param tsan-distinguish-volatile=1
+SIM_OBJECTS := $(patsubst test/cuda_sim/%.cpp,$(SIM)/%.o,$(wildcard test/cuda_sim/cuda_sim*.cpp))
+
+$(SIM_OBJECTS): $(SIM)/%.o: test/cuda_sim/%.cpp
+	@mkdir -p $(SIM)
+	$(call SAY,g++ )$(SIM_CXX) -O2 -c -o $@ $<
+
+$(SIM)/test_sim.o: test/cuda_sim/test_sim.cpp
+	@mkdir -p $(SIM)
+	$(call SAY,g++ )$(SIM_CXX) $(SIM_KERNELS) -x c++ -c -o $@ $<
+
+$(SIM)/test_sim: $(SIM)/test_sim.o $(SIM_OBJECTS)
+	$(call SAY,link)g++ -fsanitize=address,undefined -o $@ $^ -ldl
+
+test-cuda-sim: $(SIM)/test_sim
+	@sh test/run.sh $(BUILD)/blip2 $(BUILD)/compare_dumps $(SIM)/test_sim
+
 # Parity: every test/parity*.py, in a virtual environment of its own (5 GB) unless PARITY_PYTHON names an interpreter
 # that has what test/requirements.txt asks for.
 
@@ -153,6 +176,7 @@ help:
 	@echo 'make deps       installs what is missing (apt-get; dnf and Homebrew untested)'
 	@echo 'make demo       captions two images; make deps demo does both'
 	@echo 'make test       all tests that need no Python; make programs only builds them'
+	@echo 'make test-cuda-sim  the simulator that runs the CUDA code on the CPU, against planted mistakes'
 	@echo 'make parity     compares every stage with PyTorch (installs it into .venv, 5 GB)'
 	@echo 'make list       what was found on this machine'
 	@echo 'make install    to PREFIX=$(PREFIX), below DESTDIR'
@@ -166,5 +190,5 @@ help:
 	@echo 'V=1                   show the commands'
 	@echo 'PARITY_PYTHON=python  use this interpreter for make parity'
 
--include $(wildcard $(BUILD)/*.d $(BUILD)/test/*.d)
+-include $(wildcard $(BUILD)/*.d $(BUILD)/test/*.d $(SIM)/*.d)
 endif

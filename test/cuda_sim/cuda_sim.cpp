@@ -193,7 +193,7 @@ static void make_stacks() {
 void sim_breathe() {
     if (--breath > 0) return;
     breath = 20 + sim_below(2000);
-    if (++silence > 2000000) sim_fail("hang", "the kernel runs without end");
+    if (++silence > 20000) sim_fail("hang", "the kernel runs without end");
     leave(READY);
 }
 

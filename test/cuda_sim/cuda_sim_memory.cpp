@@ -327,6 +327,10 @@ static void host_access(uintptr_t a, size_t bytes, bool write, bool poll) {
             sim_fail("race", "host code %s %s without having waited for operation %u, which wrote there",
                      write ? "writes" : "reads", sim_describe(a).c_str(), s->w.op);
         }
+        if (!poll && write && s->r.op && !clock_has(sim_host_clock, s->r.op)) {
+            sim_fail("race", "host code writes %s without having waited for operation %u, which reads there",
+                     sim_describe(a).c_str(), s->r.op);
+        }
     } else if (__asan_region_is_poisoned && __asan_region_is_poisoned((void *)a, bytes)) {
         sim_fail("out of bounds", "host code %s %zu bytes at %p, which AddressSanitizer knows as no object",
                  write ? "writes" : "reads", bytes, (void *)a);
