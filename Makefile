@@ -3,7 +3,7 @@
 # In order: installing what is missing, what was asked for, what this machine has (dev/probe.sh), flags, rules for
 # objects and programs, tests, parity with PyTorch, demo, the rest.
 
-.PHONY: all deps programs test test-cuda-sim parity demo list install clean help FORCE
+.PHONY: all deps programs test test-cuda test-cuda-sim parity demo list install clean help FORCE
 .SECONDARY:
 
 ifneq ($(filter deps,$(MAKECMDGOALS)),)
@@ -44,7 +44,7 @@ comma := ,
 FLAGS := -std=c11 -D_GNU_SOURCE -g -fopenmp-simd -Wall -Wextra -Wshadow -Wpedantic
 FLAGS += $(if $(FOUND_GCC),-Wno-format-truncation) $(if $(WERROR),-Werror)
 FLAGS += $(if $(SAN),-O1 -fno-omit-frame-pointer -fsanitize=address$(comma)undefined -fno-sanitize-recover=all,-O3)
-LIBS := -lm
+LIBS := -lm -ldl
 
 USE_OPENMP := $(if $(NO_OPENMP),,$(FOUND_OPENMP))
 USE_JPEG := $(if $(NO_JPEG),,$(FOUND_JPEG))
@@ -55,6 +55,8 @@ FLAGS += $(if $(USE_JPEG),-DHAVE_JPEG $(JPEG_FLAGS))
 FLAGS += $(if $(USE_WEBP),-DHAVE_WEBP $(WEBP_FLAGS))
 FLAGS += $(STB_FLAGS)
 LIBS += $(if $(USE_JPEG),$(JPEG_LIBS)) $(if $(USE_WEBP),$(WEBP_LIBS)) $(ZLIB_LIBS)
+
+NVCC ?= $(or $(shell command -v nvcc),$(wildcard /usr/local/cuda/bin/nvcc))
 
 # Short lines unless V=1 asks for the commands themselves.
 SAY = $(if $(V),,@echo '$(1) $@';)
@@ -68,7 +70,7 @@ PARTS := $(filter-out $(BUILD)/main.o,$(OBJECTS))
 # ---------------------------------------------------------------------------------------------------------
 # Programs. ./blip2 is a copy of the flavour that was made last; sanitizer builds stay under build/.
 
-all: $(if $(SAN),$(BUILD)/blip2,blip2)
+all: $(if $(SAN),$(BUILD)/blip2,blip2 $(if $(NO_CUDA),,$(if $(NVCC),blip2_cuda.so)))
 
 blip2: $(BUILD)/blip2 FORCE
 	@cmp -s $< $@ || { cp $< $@.new && mv -f $@.new $@; }
@@ -137,8 +139,44 @@ $(SIM)/test_sim.o: test/cuda_sim/test_sim.cpp
 $(SIM)/test_sim: $(SIM)/test_sim.o $(SIM_OBJECTS)
 	$(call SAY,link)g++ -fsanitize=address,undefined -o $@ $^ -ldl
 
-test-cuda-sim: $(SIM)/test_sim
-	@sh test/run.sh $(BUILD)/blip2 $(BUILD)/compare_dumps $(SIM)/test_sim
+$(SIM)/test_cuda.o: test/test_cuda.cu
+	@mkdir -p $(SIM)
+	$(call SAY,g++ )$(SIM_CXX) $(SIM_KERNELS) -x c++ -c -o $@ $<
+
+$(SIM)/test_cuda: $(SIM)/test_cuda.o $(SIM_OBJECTS) $(BUILD)/test/fixture.o $(PARTS)
+	$(call SAY,link)g++ -fsanitize=address,undefined -fopenmp -o $@ $^ $(LIBS) -ldl
+
+test-cuda-sim: $(SIM)/test_sim $(SIM)/test_cuda
+	@VERBOSE=1 sh test/run.sh $(BUILD)/blip2 $(BUILD)/compare_dumps $^
+
+# The CUDA backend, a shared object beside the program, which loads it when it runs (device.c). It has its own copies of
+# the two C files that it calls. make without nvcc, or with NO_CUDA=1, leaves it out.
+
+CUDA_ARCHS := -gencode arch=compute_80,code=sm_80 -gencode arch=compute_90,code=[sm_90,compute_90]
+NVCC_FLAGS := -std=c++17 -O3 $(CUDA_ARCHS) -Xcompiler -Wall,-Wextra,-fPIC$(if $(USE_OPENMP),$(comma)-fopenmp)
+CUDA_SOURCES := blip2.cu $(wildcard cuda_*.h cuda_*.cuh) blip2.h common.h generate.h
+
+$(BUILD)/cuda/%.o: %.c $(BUILD)/flags
+	@mkdir -p $(BUILD)/cuda
+	$(COMPILE) -fPIC
+
+$(BUILD)/cuda/blip2.o: $(CUDA_SOURCES)
+	@mkdir -p $(BUILD)/cuda
+	$(call SAY,nvcc)$(NVCC) $(NVCC_FLAGS) -c -o $@ $<
+
+$(BUILD)/blip2_cuda.so: $(BUILD)/cuda/blip2.o $(BUILD)/cuda/common.o $(BUILD)/cuda/generate.o
+	$(call SAY,link)$(NVCC) -shared -cudart static -o $@ $^ -Xlinker -Bsymbolic -lcublasLt \
+	    -Xlinker -rpath=$(abspath $(dir $(NVCC))../lib64) $(if $(USE_OPENMP),-lgomp)
+
+blip2_cuda.so: $(BUILD)/blip2_cuda.so
+	@cmp -s $< $@ || { cp $< $@.new && mv -f $@.new $@; }
+
+$(BUILD)/test_cuda: test/test_cuda.cu $(CUDA_SOURCES) $(BUILD)/test/fixture.o $(PARTS)
+	$(call SAY,nvcc)$(NVCC) $(NVCC_FLAGS) -o $@ $< $(BUILD)/test/fixture.o $(PARTS) -lcublasLt \
+	    $(if $(USE_OPENMP),-lgomp) $(LIBS) -ldl
+
+test-cuda: $(BUILD)/test_cuda
+	@VERBOSE=1 sh test/run.sh $(BUILD)/blip2 $(BUILD)/compare_dumps $^
 
 # Parity: every test/parity*.py, in a virtual environment of its own (5 GB) unless PARITY_PYTHON names an interpreter
 # that has what test/requirements.txt asks for.
@@ -167,15 +205,17 @@ demo: all
 install: all
 	install -d $(DESTDIR)$(PREFIX)/bin
 	install -m 755 $(BUILD)/blip2 $(DESTDIR)$(PREFIX)/bin/blip2
+	if [ -e blip2_cuda.so ]; then install -D -m 755 blip2_cuda.so $(DESTDIR)$(PREFIX)/lib/blip2/blip2_cuda.so; fi
 
 clean:
-	rm -rf build blip2
+	rm -rf build blip2 blip2_cuda.so
 
 help:
 	@echo 'make            ./blip2 from what is installed'
 	@echo 'make deps       installs what is missing (apt-get; dnf and Homebrew untested)'
 	@echo 'make demo       captions two images; make deps demo does both'
 	@echo 'make test       all tests that need no Python; make programs only builds them'
+	@echo 'make test-cuda      the CUDA backend on a GPU (REQUIRE_GPU=1: a missing one is a failure)'
 	@echo 'make test-cuda-sim  the simulator that runs the CUDA code on the CPU, against planted mistakes'
 	@echo 'make parity     compares every stage with PyTorch (installs it into .venv, 5 GB)'
 	@echo 'make list       what was found on this machine'
@@ -185,6 +225,7 @@ help:
 	@echo 'CC=clang  CFLAGS=...  LDFLAGS=...  compiler and additional flags'
 	@echo 'SAN=1                 with address and undefined-behaviour sanitizers, under build/san'
 	@echo 'WERROR=1              warnings are errors'
+	@echo 'NO_CUDA=1             without the CUDA backend, which takes minutes to compile'
 	@echo 'NO_OPENMP=1  NO_JPEG=1  NO_WEBP=1  leave it out'
 	@echo 'FLAVOUR=name          build in build/name'
 	@echo 'V=1                   show the commands'

@@ -1017,7 +1017,43 @@ static Hypothesis cuda_result(void *self, int b, int rank) { return search_resul
 
 extern "C" {
 
+// What device.c looks up in the shared object: the backend, a number that changes with the layout of what is passed,
+// and a search for a GPU.
 extern const Backend backend_cuda;
+extern const uint64_t backend_cuda_layout;
+int backend_cuda_find(int ordinal, Err *e);
+
+const uint64_t backend_cuda_layout = sizeof(Model) * 1000003 + sizeof(Limits) * 1009 + sizeof(Backend);
+
+// Can GPU number `ordinal` be used? 0: yes. 1: there is no GPU or no driver on this machine. -1: there is something,
+// but it will not do. e says what is the matter.
+int backend_cuda_find(int ordinal, Err *e) {
+    int driver = 0, n = 0, major = 0, minor = 0, cannot = 0;
+    cudaDriverGetVersion(&driver);
+    if (driver == 0) return fail(e, "no NVIDIA driver on this machine"), 1;
+    const cudaError_t status = cudaGetDeviceCount(&n);
+    if (status == cudaErrorInsufficientDriver)
+        return fail(e, "the NVIDIA driver is too old: it knows CUDA %d.%d, this program needs %d.%d; hint: update it",
+                    driver / 1000, driver % 1000 / 10, CUDART_VERSION / 1000, CUDART_VERSION % 1000 / 10);
+    if (status == cudaErrorNoDevice || (status == cudaSuccess && n == 0)) return fail(e, "no NVIDIA GPU here"), 1;
+    if (status != cudaSuccess) return fail(e, "the NVIDIA driver reports: %s", cudaGetErrorString(status));
+    if (ordinal < 0 || ordinal >= n)
+        return fail(e, "there is no GPU %d: this machine has %d, numbered from 0", ordinal, n);
+    cannot = cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, ordinal) != cudaSuccess ||
+             cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, ordinal) != cudaSuccess;
+    if (!cannot && major < 8)
+        return fail(e, "GPU %d has compute capability %d.%d, but 8.0 (Ampere) is the least that works", ordinal, major,
+                    minor);
+    // The first call that needs the device itself: it may be lost, or held by a process that has it alone.
+    size_t free_bytes = 0, all = 0;
+    const cudaError_t use = cannot ? cudaErrorUnknown : cudaSetDevice(ordinal);
+    const cudaError_t memory = use == cudaSuccess ? cudaMemGetInfo(&free_bytes, &all) : use;
+    if (memory != cudaSuccess)
+        return fail(e, "GPU %d cannot be used: %s; hint: does another process hold it alone or all of its memory?", ordinal,
+                    cudaGetErrorString(memory));
+    return 0;
+}
+
 const Backend backend_cuda = {"cuda", cuda_bytes_needed, cuda_open, cuda_encode, cuda_prompt, cuda_step, cuda_result,
                               cuda_close};
 

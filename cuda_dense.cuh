@@ -306,7 +306,7 @@ static int rows_split(int OC, int blocks) {
     int best = 1;
     double best_waste = 1e30;
     for (int split = 1; split <= ROWS_WARPS; split *= 2) {
-        const double units = (double)OC * split, round = (double)blocks * ROWS_WARPS;
+        const double units = (double)OC * split, round = (double)blocks * (int)ROWS_WARPS;
         const double waste = ceil(units / round) * round / units;
         if (waste < best_waste * 0.97) best = split, best_waste = waste;
     }
