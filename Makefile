@@ -3,7 +3,7 @@
 # In order: installing what is missing, what was asked for, what this machine has (dev/probe.sh), flags, rules for
 # objects and programs, tests, parity with PyTorch, demo, the rest.
 
-.PHONY: all lib deps programs test parity fuzz fuzz_run demo list install uninstall clean help FORCE
+.PHONY: all lib deps programs test test-cuda test-cuda-sim parity fuzz fuzz_run demo list install uninstall clean help FORCE
 .SECONDARY:
 
 ifneq ($(filter deps,$(MAKECMDGOALS)),)
@@ -45,7 +45,7 @@ FLAGS := -std=c11 -D_GNU_SOURCE -g -fPIC -fvisibility=hidden -fopenmp-simd -Wall
 FLAGS += $(if $(FOUND_GCC),-Wno-format-truncation) $(if $(WERROR),-Werror)
 SANITIZE := -fno-omit-frame-pointer -fsanitize=address$(comma)undefined -fno-sanitize-recover=all
 FLAGS += $(if $(SAN),-O1 $(SANITIZE),$(if $(FUZZ),-O2 -Wno-pass-failed $(SANITIZE) -fsanitize=fuzzer-no-link,-O3))
-LIBS := -lm -pthread
+LIBS := -lm -pthread -ldl
 
 USE_OPENMP := $(if $(NO_OPENMP),,$(FOUND_OPENMP))
 USE_JPEG := $(if $(NO_JPEG),,$(FOUND_JPEG))
@@ -59,6 +59,8 @@ FLAGS += $(if $(USE_EDIT),-DHAVE_EDIT $(EDIT_FLAGS))
 FLAGS += $(STB_FLAGS)
 LIBS += $(if $(USE_JPEG),$(JPEG_LIBS)) $(if $(USE_WEBP),$(WEBP_LIBS)) $(ZLIB_LIBS)
 PROGRAM_LIBS := $(if $(USE_EDIT),$(EDIT_LIBS))      # what the library does without
+
+NVCC ?= $(or $(shell command -v nvcc),$(wildcard /usr/local/cuda/bin/nvcc))
 
 # Short lines unless V=1 asks for the commands themselves.
 SAY = $(if $(V),,@echo '$(1) $@';)
@@ -80,7 +82,7 @@ ABI := $(shell sed -n 's/^\#define BLIP2_ABI *\([0-9]*\).*/\1/p' libblip2.h)
 # ---------------------------------------------------------------------------------------------------------
 # Programs and the library. ./blip2 is a copy of the flavour that was made last; sanitizer builds stay under build/.
 
-all: $(if $(SAN),$(BUILD)/blip2,blip2) lib
+all: $(if $(SAN),$(BUILD)/blip2,blip2 $(if $(CUDA),blip2_cuda.so)) lib
 
 lib: $(BUILD)/libblip2.a $(BUILD)/libblip2.so
 
@@ -176,6 +178,65 @@ $(BUILD)/make_seeds: $(BUILD)/test/make_seeds.o $(BUILD)/test/fixture.o $(PARTS)
 $(BUILD)/fuzz_%: $(BUILD)/test/fuzz_%.o $(BUILD)/test/fixture.o $(PARTS)
 	$(LINK) -fsanitize=fuzzer
 
+# The CUDA code on the CPU (doc/cuda-sim.md). Needs g++ and the toolkit's headers, no nvcc and no GPU.
+
+CUDA_INCLUDE ?= /usr/local/cuda/include
+SIM := $(BUILD)/cuda_sim
+SIM_CXX := g++ -std=c++17 -g -Wall -Wextra -DCUDA_SIM -Itest/cuda_sim -I. -isystem $(CUDA_INCLUDE) -MMD -MP
+SIM_KERNELS := -O1 -Wno-unknown-pragmas -fsanitize=thread,undefined -fno-sanitize=vptr -fno-sanitize-recover=all \
+               --param tsan-instrument-func-entry-exit=0 --param tsan-distinguish-volatile=1
+SIM_OBJECTS := $(patsubst test/cuda_sim/%.cpp,$(SIM)/%.o,$(wildcard test/cuda_sim/cuda_sim*.cpp))
+
+$(SIM_OBJECTS): $(SIM)/%.o: test/cuda_sim/%.cpp
+	@mkdir -p $(SIM)
+	$(call SAY,g++ )$(SIM_CXX) -O2 -c -o $@ $<
+
+$(SIM)/test_sim.o: test/cuda_sim/test_sim.cpp
+	@mkdir -p $(SIM)
+	$(call SAY,g++ )$(SIM_CXX) $(SIM_KERNELS) -x c++ -c -o $@ $<
+
+$(SIM)/test_sim: $(SIM)/test_sim.o $(SIM_OBJECTS)
+	$(call SAY,link)g++ -fsanitize=address,undefined -o $@ $^ -ldl
+
+$(SIM)/test_cuda.o: test/test_cuda.cu
+	@mkdir -p $(SIM)
+	$(call SAY,g++ )$(SIM_CXX) $(SIM_KERNELS) -x c++ -c -o $@ $<
+
+$(SIM)/test_cuda: $(SIM)/test_cuda.o $(SIM_OBJECTS) $(BUILD)/test/fixture.o $(PARTS)
+	$(call SAY,link)g++ -fsanitize=address,undefined -fopenmp -o $@ $^ $(LIBS) -ldl
+
+test-cuda-sim: $(SIM)/test_sim $(SIM)/test_cuda
+	@VERBOSE=1 sh test/run.sh $(BUILD)/blip2 $(BUILD)/compare_dumps $^
+
+# The CUDA backend, a shared object beside the program, which loads it when it runs (device.c). It has its own copies of
+# the two C files that it calls. make without nvcc, or with NO_CUDA=1, leaves it out.
+
+CUDA_ARCHS := -gencode arch=compute_80,code=sm_80 -gencode arch=compute_90,code=[sm_90,compute_90]
+NVCC_FLAGS := -std=c++17 -O3 $(CUDA_ARCHS) -Xcompiler -Wall,-Wextra,-fPIC$(if $(USE_OPENMP),$(comma)-fopenmp)
+CUDA_SOURCES := blip2.cu $(wildcard cuda_*.h cuda_*.cuh) blip2.h common.h generate.h
+
+$(BUILD)/cuda/%.o: %.c $(BUILD)/flags
+	@mkdir -p $(BUILD)/cuda
+	$(COMPILE) -fPIC
+
+$(BUILD)/cuda/blip2.o: $(CUDA_SOURCES)
+	@mkdir -p $(BUILD)/cuda
+	$(call SAY,nvcc)$(NVCC) $(NVCC_FLAGS) -c -o $@ $<
+
+$(BUILD)/blip2_cuda.so: $(BUILD)/cuda/blip2.o $(BUILD)/cuda/common.o $(BUILD)/cuda/generate.o
+	$(call SAY,link)$(NVCC) -shared -cudart static -o $@ $^ -Xlinker -Bsymbolic -lcublasLt \
+	    -Xlinker -rpath=$(abspath $(dir $(NVCC))../lib64) $(if $(USE_OPENMP),-lgomp)
+
+blip2_cuda.so: $(BUILD)/blip2_cuda.so
+	@cmp -s $< $@ || { cp $< $@.new && mv -f $@.new $@; }
+
+$(BUILD)/test_cuda: test/test_cuda.cu $(CUDA_SOURCES) $(BUILD)/test/fixture.o $(PARTS)
+	$(call SAY,nvcc)$(NVCC) $(NVCC_FLAGS) -o $@ $< $(BUILD)/test/fixture.o $(PARTS) -lcublasLt \
+	    $(if $(USE_OPENMP),-lgomp) $(LIBS) -ldl
+
+test-cuda: $(BUILD)/test_cuda
+	@VERBOSE=1 sh test/run.sh $(BUILD)/blip2 $(BUILD)/compare_dumps $^
+
 # Parity: every test/parity*.py, in a virtual environment of its own (5 GB) unless PARITY_PYTHON names an interpreter
 # that has what test/requirements.txt asks for.
 
@@ -201,7 +262,7 @@ doc/blip2.1: $(BUILD)/blip2
 
 # What `make install` puts below DESTDIR and PREFIX, and `make uninstall` takes away.
 INSTALLED := $(addprefix $(DESTDIR)$(PREFIX)/,bin/blip2 include/libblip2.h lib/libblip2.a lib/libblip2.so.$(ABI) \
-               lib/libblip2.so lib/pkgconfig/libblip2.pc share/man/man1/blip2.1 share/blip2/demo.bin \
+               lib/libblip2.so lib/blip2/blip2_cuda.so lib/pkgconfig/libblip2.pc share/man/man1/blip2.1 share/blip2/demo.bin \
                share/bash-completion/completions/blip2 share/zsh/site-functions/_blip2 \
                share/fish/vendor_completions.d/blip2.fish)
 # the file of that list whose name ends so
@@ -221,6 +282,7 @@ install: all
 	$(BUILD)/blip2 --completion bash >$(call PLACE,completions/blip2)
 	$(BUILD)/blip2 --completion zsh >$(call PLACE,_blip2)
 	$(BUILD)/blip2 --completion fish >$(call PLACE,blip2.fish)
+	if [ -e blip2_cuda.so ]; then install -D -m 755 blip2_cuda.so $(call PLACE,blip2_cuda.so); fi
 	$(if $(wildcard demo/demo.bin),install -m 644 demo/demo.bin $(call PLACE,demo.bin))
 
 uninstall:
@@ -228,7 +290,7 @@ uninstall:
 	-rmdir $(dir $(call PLACE,demo.bin))
 
 clean:
-	rm -rf build blip2
+	rm -rf build blip2 blip2_cuda.so
 
 help:
 	@echo 'make            ./blip2 from what is installed'
@@ -236,6 +298,8 @@ help:
 	@echo 'make deps       installs what is missing (apt-get; dnf and Homebrew untested)'
 	@echo 'make demo       a small trained model captions and answers; make deps demo does both'
 	@echo 'make test       all tests that need no Python; make programs only builds them'
+	@echo 'make test-cuda      the CUDA backend on a GPU (REQUIRE_GPU=1: a missing one is a failure)'
+	@echo 'make test-cuda-sim  the simulator that runs the CUDA code on the CPU, against planted mistakes'
 	@echo 'make parity     compares every stage with PyTorch (installs it into .venv, 5 GB)'
 	@echo 'make fuzz       hostile input for FUZZ_SECONDS=$(FUZZ_SECONDS) in all, under sanitizers (needs clang)'
 	@echo 'make list       what was found on this machine'
@@ -246,10 +310,11 @@ help:
 	@echo 'CC=clang  CFLAGS=...  LDFLAGS=...  compiler and additional flags'
 	@echo 'SAN=1                 with address and undefined-behaviour sanitizers, under build/san'
 	@echo 'WERROR=1              warnings are errors'
+	@echo 'NO_CUDA=1             without the CUDA backend, which takes minutes to compile'
 	@echo 'NO_OPENMP=1  NO_JPEG=1  NO_WEBP=1  NO_EDIT=1  leave it out'
 	@echo 'FLAVOUR=name          build in build/name'
 	@echo 'V=1                   show the commands'
 	@echo 'PARITY_PYTHON=python  use this interpreter for make parity'
 
--include $(wildcard $(BUILD)/*.d $(BUILD)/test/*.d)
+-include $(wildcard $(BUILD)/*.d $(BUILD)/test/*.d $(SIM)/*.d)
 endif

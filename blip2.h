@@ -285,6 +285,7 @@ typedef struct {
     int max_new;      // most tokens of an answer
     int threads;      // CPU threads
     int ordinal;      // number of the GPU, for backends that have several
+    bool verbose;     // say on stderr how fast the weights went to the GPU
     const char *isa;  // inner loops to force on the CPU ("plain", "avx2", ...), NULL for the fastest there are
     // Called with the output of each block of the first pass, x (rows,cols) f32, under the name of the transformers
     // module that it equals, image by image and prompt by prompt. NULL outside of tests.

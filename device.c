@@ -1,24 +1,83 @@
 // device.c: which backend a device name stands for (see device.h).
 //
+// In order: the shared object with the CUDA backend, which is looked for only when asked for; device names.
+// The program itself needs no CUDA library: blip2_cuda.so brings or finds what it needs, and where it cannot be loaded
+// there is the CPU. It lies beside the program, or in ../lib/blip2 seen from there (make install).
 // Not here: what a backend does (blip2.h, section 5).
 
 #include "device.h"
 
+#include <dlfcn.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
+
+typedef struct {
+    const Backend *backend;
+    const uint64_t *layout;
+    int (*find)(int ordinal, Err *e);
+} Cuda;
+
+// The folder of the program, with a slash at its end; false when the system does not say.
+static bool program_folder(char *out, size_t room) {
+    const ssize_t n = readlink("/proc/self/exe", out, room - 1);
+    if (n <= 0) return false;
+    out[n] = 0;
+    char *slash = strrchr(out, '/');
+    if (!slash) return false;
+    slash[1] = 0;
+    return true;
+}
+
+// 0: loaded (and it stays so). 1: there is no such file. -1 with e: it is there but cannot be loaded.
+static int cuda_load(Cuda *c, Err *e) {
+    static const char *const PLACES[] = {"blip2_cuda.so", "../lib/blip2/blip2_cuda.so"};
+    char folder[4096], path[sizeof folder + 32];
+    if (!program_folder(folder, sizeof folder)) return 1;
+    for (size_t i = 0; i < sizeof PLACES / sizeof *PLACES; i++) {
+        snprintf(path, sizeof path, "%s%s", folder, PLACES[i]);
+        if (access(path, R_OK)) continue;
+        void *so = dlopen(path, RTLD_NOW | RTLD_LOCAL);
+        if (!so) return fail(e, "cannot load the CUDA backend: %s", dlerror());
+        c->backend = dlsym(so, "backend_cuda");
+        c->layout = dlsym(so, "backend_cuda_layout");
+        *(void **)&c->find = dlsym(so, "backend_cuda_find");    // POSIX's way to a function pointer
+        const uint64_t layout = sizeof(Model) * 1000003 + sizeof(Limits) * 1009 + sizeof(Backend);
+        if (!c->backend || !c->layout || !c->find || *c->layout != layout)
+            return fail(e, "%s belongs to another version of this program; hint: run make again", path);
+        return 0;
+    }
+    return 1;
+}
 
 int device_find(const Backend **backend, int *ordinal, const char *device, Err *e) {
+    const bool automatic = !strcmp(device, "auto");
+    Cuda cuda = {0};
     *ordinal = 0;
     *backend = &backend_cpu;
-    if (!strcmp(device, "auto") || !strcmp(device, "cpu")) return 0;
-    if (strncmp(device, "cuda", 4) || (device[4] && device[4] != ':'))
+    e->text[0] = 0;
+    if (!strcmp(device, "cpu")) return 0;
+    if (!automatic && (strncmp(device, "cuda", 4) || (device[4] && device[4] != ':')))
         return fail(e, "device '%s': expected auto, cpu, cuda or cuda:N", device);
-    if (device[4]) {
+    if (!automatic && device[4]) {
         char *end;
         const long n = strtol(device + 5, &end, 10);
         if (device[5] < '0' || device[5] > '9' || *end || n > 1023)
             return fail(e, "device '%s': expected a whole number from 0 behind the colon", device);
         *ordinal = (int)n;
     }
-    return fail(e, "device '%s': this build has no CUDA backend; hint: --device cpu", device);
+    int rc = cuda_load(&cuda, e);
+    if (rc == 1) fail(e, "this build has no CUDA backend; hint: make builds it where it finds nvcc");
+    if (rc == 0) rc = cuda.find(*ordinal, e);
+    if (rc == 0) {
+        *backend = cuda.backend;
+        return 0;
+    }
+    if (!automatic) {
+        fail_in(e, "device '%s'", device);
+        return -1;
+    }
+    if (rc == 1) e->text[0] = 0;    // no GPU here, or none wanted: nothing to say
+    else fail_in(e, "using the CPU");
+    return 0;
 }

@@ -5,7 +5,8 @@
 #include "blip2.h"
 
 // device: "auto", "cpu", "cuda" or "cuda:N" -> *backend, and *ordinal, the number N of the GPU (0 unless given).
-// "auto" falls back to the CPU. Returns 0, or -1 with e: the device is not there, or there is none of that name.
+// Returns 0, or -1 with e: the device is not there, cannot be used, or there is none of that name. "auto" falls back to
+// the CPU; e->text then says why a GPU that is there is not used, and is empty when there is nothing to say.
 int device_find(const Backend **backend, int *ordinal, const char *device, Err *e);
 
 #endif

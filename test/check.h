@@ -38,7 +38,7 @@ static inline int not_finite(float x) {
 typedef struct { double rel_l2, max_abs; size_t worst, bad; } Diff;
 
 static inline Diff diff_floats(const float *got, const float *want, size_t n) {
-    Diff d = {0};
+    Diff d = {0, 0, 0, 0};
     double num = 0, den = 0;
     for (size_t i = 0; i < n; i++) {
         if (not_finite(got[i]) || not_finite(want[i])) { d.bad++; continue; }
