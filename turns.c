@@ -52,7 +52,7 @@ int turns_read(Turns *t, const char *path, Err *e) {
     int bad = 0;
     for (long number = 1; !bad && (n = getline(&line, &room, f)) >= 0; number++)
         if ((bad = read_line(t, line, (size_t)n, e))) fail_in(e, "%s, line %ld", path, number);
-    if (!bad && ferror(f)) bad = fail(e, "%s: cannot be read: %s", path, strerror(errno));
+    if (!bad && !feof(f)) bad = fail(e, "%s: cannot be read: %s", path, strerror(errno));
     free(line);
     if (!from_stdin) fclose(f);
     return bad;
