@@ -9,6 +9,7 @@
 #include "image.h"
 #include "matmul.h"
 
+#include <errno.h>
 #include <math.h>
 #include <sched.h>
 #include <stdlib.h>
@@ -295,10 +296,11 @@ int blip2_verify(const blip2 *b, blip2_error *out) {
 
 int blip2_tokenize(const blip2 *b, const char *text, size_t n, int **ids, int *n_ids, blip2_error *out) {
     Err e;
+    errno = 0;   // POSIX: an allocation that fails says so there
     *n_ids = tokenizer_encode(ids, b->tokenizer, text, n, &e);
     if (*n_ids >= 0) return BLIP2_OK;
     *n_ids = 0;
-    return failed(out, BLIP2_BAD_INPUT, &e);
+    return failed(out, errno == ENOMEM ? BLIP2_BAD_MODEL : BLIP2_BAD_INPUT, &e);
 }
 
 int blip2_detokenize(const blip2 *b, const int *ids, int n_ids, char **text, size_t *n, blip2_error *out) {

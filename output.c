@@ -41,6 +41,7 @@ static void add_plain(Output *o, const char *text, size_t n, char instead) {
     text_add(t, text, n);
     for (size_t i = from; i < t->len; i++) if ((uint8_t)t->data[i] < 0x20 || t->data[i] == 0x7F) t->data[i] = instead;
     if (o->terminal) escape_add(&o->text, line.data, line.len);
+    o->text.failed = o->text.failed || line.failed;
     text_free(&line);
 }
 

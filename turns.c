@@ -90,6 +90,7 @@ int turns_prompt(Text *prompt, Turns *t, const char *question, int most, TokenCo
         write_prompt(prompt, t, first, question);
         if (text_check(prompt, e)) return -1;
         const int tokens = count(arg, prompt->data, prompt->len);
+        if (tokens == -2) return fail(e, "out of memory for a prompt of %zu bytes", prompt->len);
         if (tokens >= 0 && tokens <= most) hi = first;
         else lo = first + 1;
     }

@@ -96,6 +96,15 @@ else
     for model in $opt $t5; do every -m $model --tokenize; done
     printf '[2, 10, 20, 30]\n[5]\n' >$in
     for model in $opt $t5; do every -m $model --detokenize; done
+    echo "what is it?" >$in   # one: after a question that failed the next one has another context
+    every -m $opt --chat $good
+    printf 'what is it?\ta cat\nwhich colour?\tred.\n' >"$tmp/turns"
+    every -m $t5 --context "$tmp/turns" -q "and where?" --stream $good
+    printf '%s\n%s\n' $good $images/exif-6.jpg >$in
+    every -m $opt --images-from - --json
+    every -m $opt "@$in"
+    every -m $opt --info
+    every -m $t5 --info --json
     in=$good
     every -m $opt -
     in=/dev/null
