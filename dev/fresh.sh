@@ -149,7 +149,8 @@ if [ "$advice" ]; then
     in_tree user env DEBIAN_FRONTEND=noninteractive APT_CONFIG=/tmp/yes sh -c \
         'echo "APT::Get::Assume-Yes true;" >/tmp/yes; '"$advice" >"$work/log" 2>&1 || bad "$(tail -n 3 "$work/log")"
     say "as the user again: make deps demo"
-    as_user env -C /home/visitor/blip2 make deps demo >"$work/log" 2>&1 || bad "then it fails: $(tail -n 20 "$work/log")"
+    as_user env -C /home/visitor/blip2 make deps demo >"$work/log" 2>&1 ||
+        bad "then it fails: $(tail -n 20 "$work/log")"
     tail -n 2 "$work/log"
 else bad "it does not say what to type"; fi
 
