@@ -113,6 +113,7 @@ step() {
     start=$(now)
     { in_tree root env -C /root/blip2 "$@" 2>&1; echo $? >"$work/code"; } | tee "$work/log.$name"
     code=$(cat "$work/code") took=$(minutes "$start" "$(now)")
+    say "exit code $code after $took"
     [ "$code" -eq 0 ] || bad "$* ended with exit code $code"
 }
 
