@@ -4,6 +4,8 @@
 
 #include "info.h"
 
+#include "escape.h"
+
 #include <math.h>
 #include <string.h>
 
@@ -72,8 +74,8 @@ static void lines_of_sizes(Text *t, const blip2 *b, bool opt) {
                 value(b, "std_r"), value(b, "std_g"), value(b, "std_b"));
     text_printf(t, "vision tower    %d blocks, width %d, %d heads, feed-forward %d\n", whole(b, "LV"), whole(b, "DV"),
                 whole(b, "HV"), whole(b, "FV"));
-    text_printf(t, "Q-Former        %d layers, width %d, %d heads, feed-forward %d, %d queries, cross-attention in one layer "
-                   "of %d\n", whole(b, "LQ"), whole(b, "DQ"), whole(b, "HQ"), whole(b, "FQ"), whole(b, "Q"),
+    text_printf(t, "Q-Former        %d layers, width %d, %d heads, feed-forward %d, %d queries, cross-attention in one "
+                   "layer of %d\n", whole(b, "LQ"), whole(b, "DQ"), whole(b, "HQ"), whole(b, "FQ"), whole(b, "Q"),
                 whole(b, "XQ"));
     text_printf(t, "language model  %s, ", opt ? "OPT" : "Flan-T5");
     if (!opt) text_printf(t, "%d encoder blocks, ", whole(b, "LE"));
@@ -94,8 +96,11 @@ void info_text(Text *t, const blip2 *b, const char *path) {
     char size[32], more[32];
     const int n = sum_dtypes(sums, &weights, b);
     const bool opt = !strcmp(info.family, "opt");
-    text_printf(t, "file            %s, %s\n", path, size_text(size, info.file_bytes));
-    text_printf(t, "model           %s, BLIP-2 with %s\n", info.type, opt ? "OPT" : "Flan-T5");
+    text_printf(t, "file            ");
+    escape_add(t, path, strlen(path));
+    text_printf(t, ", %s\nmodel           ", size_text(size, info.file_bytes));
+    escape_add(t, info.type, strlen(info.type));
+    text_printf(t, ", BLIP-2 with %s\n", opt ? "OPT" : "Flan-T5");
     text_printf(t, "parameters      %llu in %d tensors:", (unsigned long long)info.parameters, info.tensors);
     for (int i = 0; i < n; i++)
         text_printf(t, "%s %d in %s (%s)", i ? "," : "", sums[i].n, sums[i].dtype, size_text(size, sums[i].bytes));

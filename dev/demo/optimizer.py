@@ -18,7 +18,8 @@ class Optimizers:
         for name, p in named:
             is_slow = any(s in name for s in slow)
             # an embedding's rows are looked up, not multiplied, and heads are better off with Adam
-            if p.ndim == 2 and "head" not in name and "embed_" not in name:
+            looked_up = any(s in name for s in ("embed_", "shared", "relative_attention_bias"))
+            if p.ndim == 2 and "head" not in name and not looked_up:
                 self.matrices.setdefault((is_slow, tuple(p.shape)), []).append(p)
             else:
                 adam.setdefault(is_slow, []).append(p)
