@@ -7,9 +7,9 @@
 # README asks for: git, make and, for fetching over https, ca-certificates. What is cloned is the commit that is
 # checked out here, not what is uncommitted.
 #
-# Needs root, debootstrap, git, a Debian mirror and 2 GB below FOLDER (default: a temporary folder). Works in a folder
-# of its own in there, which is deleted at the end; mounts end with the namespace, however the script ends. It is no
-# container: it is for our own code, and does not keep anything in that wants out.
+# Needs root, debootstrap, git, 2 GB below FOLDER (default: a temporary folder) and a host that is Debian 12 itself: its
+# apt names the mirror. Works in a folder of its own in there, which is deleted at the end; mounts end with the
+# namespace, however the script ends. It is no container: it is for our own code, and keeps nothing in that wants out.
 
 [ "$(id -u)" -eq 0 ] || { echo "fresh: chroot and mount need root" >&2; exit 1; }
 for tool in debootstrap git unshare chroot; do
@@ -35,7 +35,7 @@ trap clean EXIT
 trap 'exit 130' INT TERM HUP
 failed=0
 say() { echo "fresh: $*"; }
-stop() { tail -n 40 "$work/log" >&2; echo "fresh: $*" >&2; exit 1; }
+stop() { [ ! -e "$work/log" ] || tail -n 40 "$work/log" >&2; echo "fresh: $*" >&2; exit 1; }
 bad() { failed=1; echo "fresh: FAILED: $*" >&2; }
 
 # ---------------------------------------------------------------------------------------------------------
@@ -44,7 +44,7 @@ bad() { failed=1; echo "fresh: FAILED: $*" >&2; }
 apt-get indextargets --format '$(REPO_URI) $(RELEASE) $(COMPONENT)' 'Created-By: Packages' 2>/dev/null |
     awk -v suite=$suite '$2 ~ "^" suite && $3 == "main" && !seen[$1, $2]++ { print $1, $2 }' >"$work/sources"
 mirror=$(awk -v suite=$suite '$2 == suite { print $1; exit }' "$work/sources")
-[ "$mirror" ] || { mirror=http://deb.debian.org/debian; echo "$mirror $suite" >"$work/sources"; }
+[ "$mirror" ] || stop "apt here has no sources for $suite: this needs a Debian 12"
 apt-config dump | grep -iE '^Acquire::(https?|Check|Retries)[^ ]* "[^"]' >"$work/settings"
 proxy=$(sed -n 's/^Acquire::http::Proxy "\(.*\)";/\1/Ip' "$work/settings")
 [ -z "$proxy" ] || export http_proxy="$proxy"
@@ -113,6 +113,7 @@ step() {
     start=$(now)
     { in_tree root env -C /root/blip2 "$@" 2>&1; echo $? >"$work/code"; } | tee "$work/log.$name"
     code=$(cat "$work/code") took=$(minutes "$start" "$(now)")
+    say "exit code $code after $took"
     [ "$code" -eq 0 ] || bad "$* ended with exit code $code"
 }
 
