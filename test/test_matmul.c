@@ -77,7 +77,8 @@ static Matrix matrix_make(int OC, int C, int dtype) {
     memset(data, 0x88, m.data_bytes);
     for (size_t g = 0; dtype == DT_INT4 && g < OC * G; g++)
         ((uint16_t *)(void *)scale)[g] = (uint16_t)(g % 7 == 6 ? 0x8001 + g % 1000 : 0x1C00 + g * 37 % 0x800);
-    for (int r = 0; dtype == DT_INT8 && r < OC; r++) ((float *)(void *)scale)[r] = 0x1p-7f * (1.5f + noise((uint64_t)r));
+    for (int r = 0; dtype == DT_INT8 && r < OC; r++)
+        ((float *)(void *)scale)[r] = 0x1p-7f * (1.5f + noise((uint64_t)r));
     for (size_t i = 0; i < n; i++) {
         const size_t r = i / (size_t)C, c = i % (size_t)C;
         const float v = noise(i);
@@ -134,7 +135,8 @@ static bool untouched(const float *out, size_t total, size_t at, size_t ld, int 
 
 static void fill(float *p, size_t n, float v) { for (size_t i = 0; i < n; i++) p[i] = v; }
 
-typedef struct { Tally t; double worst_few, worst_many, worst_tiny; float *scratch[THREADS + 1]; Pool *pool[THREADS + 1]; } State;
+typedef struct { Tally t; double worst_few, worst_many, worst_tiny; float *scratch[THREADS + 1];
+               Pool *pool[THREADS + 1]; } State;
 
 static Par par_of(State *s, const MatmulKernels *k, int threads) {
     fill(s->scratch[threads], matmul_scratch_bytes(threads) / sizeof(float), nan_bits());
