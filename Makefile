@@ -3,7 +3,7 @@
 # In order: installing what is missing, what was asked for, what this machine has (dev/probe.sh), flags, rules for
 # objects and programs, tests, parity with PyTorch, demo, the rest.
 
-.PHONY: all deps programs test parity demo list install clean help FORCE
+.PHONY: all lib deps programs test parity fuzz fuzz_run demo list install uninstall clean help FORCE
 .SECONDARY:
 
 ifneq ($(filter deps,$(MAKECMDGOALS)),)
@@ -41,40 +41,63 @@ endif
 # Messages are cut at the end of their buffer by design (common.h), hence -Wno-format-truncation, which only gcc has.
 
 comma := ,
-FLAGS := -std=c11 -D_GNU_SOURCE -g -fopenmp-simd -Wall -Wextra -Wshadow -Wpedantic
+FLAGS := -std=c11 -D_GNU_SOURCE -g -fPIC -fvisibility=hidden -fopenmp-simd -Wall -Wextra -Wshadow -Wpedantic
 FLAGS += $(if $(FOUND_GCC),-Wno-format-truncation) $(if $(WERROR),-Werror)
-FLAGS += $(if $(SAN),-O1 -fno-omit-frame-pointer -fsanitize=address$(comma)undefined -fno-sanitize-recover=all,-O3)
+SANITIZE := -fno-omit-frame-pointer -fsanitize=address$(comma)undefined -fno-sanitize-recover=all
+FLAGS += $(if $(SAN),-O1 $(SANITIZE),$(if $(FUZZ),-O2 -Wno-pass-failed $(SANITIZE) -fsanitize=fuzzer-no-link,-O3))
 LIBS := -lm -pthread
 
 USE_OPENMP := $(if $(NO_OPENMP),,$(FOUND_OPENMP))
 USE_JPEG := $(if $(NO_JPEG),,$(FOUND_JPEG))
 USE_WEBP := $(if $(NO_WEBP),,$(FOUND_WEBP))
+USE_EDIT := $(if $(NO_EDIT),,$(FOUND_EDIT))
 # without OpenMP nothing looks at the thread counts that only pragmas mention
 FLAGS += $(if $(USE_OPENMP),-fopenmp,-Wno-unused-parameter)
 FLAGS += $(if $(USE_JPEG),-DHAVE_JPEG $(JPEG_FLAGS))
 FLAGS += $(if $(USE_WEBP),-DHAVE_WEBP $(WEBP_FLAGS))
+FLAGS += $(if $(USE_EDIT),-DHAVE_EDIT $(EDIT_FLAGS))
 FLAGS += $(STB_FLAGS)
 LIBS += $(if $(USE_JPEG),$(JPEG_LIBS)) $(if $(USE_WEBP),$(WEBP_LIBS)) $(ZLIB_LIBS)
+PROGRAM_LIBS := $(if $(USE_EDIT),$(EDIT_LIBS))      # what the library does without
 
 # Short lines unless V=1 asks for the commands themselves.
 SAY = $(if $(V),,@echo '$(1) $@';)
+OBJCOPY ?= objcopy
 COMPILE = $(call SAY,cc  )$(CC) $(FLAGS) $(CPPFLAGS) $(CFLAGS) -MMD -MP -c -o $@ $<
-LINK = $(call SAY,link)$(CC) $(FLAGS) $(CFLAGS) $(LDFLAGS) -o $@ $^ $(LIBS)
+LINK = $(call SAY,link)$(CC) $(FLAGS) $(CFLAGS) $(LDFLAGS) -o $@ $^ $(PROGRAM_LIBS) $(LIBS)
 
 SOURCES := $(sort $(wildcard *.c))
 OBJECTS := $(SOURCES:%.c=$(BUILD)/%.o)
 PARTS := $(filter-out $(BUILD)/main.o,$(OBJECTS))
 
-# ---------------------------------------------------------------------------------------------------------
-# Programs. ./blip2 is a copy of the flavour that was made last; sanitizer builds stay under build/.
+# Everything that BLIP-2 is goes into the library; the program is the rest, and common.c is in both.
+LIBRARY := $(patsubst %,$(BUILD)/%.o,libblip2 libblip2_% blip2 common device generate generate_% image image_% matmul \
+             matmul_% model model_% threads tokenizer tokenizer_% unicode_tables)
+LIBRARY := $(filter $(LIBRARY),$(OBJECTS))
+PROGRAM := $(filter-out $(LIBRARY),$(OBJECTS)) $(BUILD)/common.o
+ABI := $(shell sed -n 's/^\#define BLIP2_ABI *\([0-9]*\).*/\1/p' libblip2.h)
 
-all: $(if $(SAN),$(BUILD)/blip2,blip2)
+# ---------------------------------------------------------------------------------------------------------
+# Programs and the library. ./blip2 is a copy of the flavour that was made last; sanitizer builds stay under build/.
+
+all: $(if $(SAN),$(BUILD)/blip2,blip2) lib
+
+lib: $(BUILD)/libblip2.a $(BUILD)/libblip2.so
 
 blip2: $(BUILD)/blip2 FORCE
 	@cmp -s $< $@ || { cp $< $@.new && mv -f $@.new $@; }
 
-$(BUILD)/blip2: $(OBJECTS)
+$(BUILD)/blip2: $(PROGRAM) $(BUILD)/libblip2.a
 	$(LINK)
+
+# One object in which all names but those of libblip2.h are local, so that they clash with nobody's.
+$(BUILD)/libblip2.a: $(LIBRARY)
+	$(call SAY,lib )$(LD) -r -o $(BUILD)/libblip2_all.o $^ && \
+	$(OBJCOPY) --localize-hidden $(BUILD)/libblip2_all.o && rm -f $@ && $(AR) rcs $@ $(BUILD)/libblip2_all.o
+
+$(BUILD)/libblip2.so: $(LIBRARY)
+	$(call SAY,lib )$(CC) $(FLAGS) $(CFLAGS) $(LDFLAGS) -shared -Wl,-soname,libblip2.so.$(ABI) -o $@.$(ABI) $^ $(LIBS) && \
+	ln -sf libblip2.so.$(ABI) $@
 
 $(BUILD)/%.o: %.c $(BUILD)/flags
 	$(COMPILE)
@@ -84,7 +107,7 @@ $(BUILD)/test/%.o: test/%.c $(BUILD)/flags
 
 # Changes only when the command lines do; then it also prints what they are made of.
 $(BUILD)/flags: FORCE
-	@echo '$(CC) $(FLAGS) $(CPPFLAGS) $(CFLAGS) $(LDFLAGS) $(LIBS)' >$@.new; \
+	@echo '$(CC) $(FLAGS) $(CPPFLAGS) $(CFLAGS) $(LDFLAGS) $(PROGRAM_LIBS) $(LIBS)' >$@.new; \
 	if cmp -s $@.new $@; then rm $@.new; else $(MAKE) --no-print-directory list && mv $@.new $@; fi
 
 yes_no = $(if $(1),  found    ,  MISSING  )
@@ -96,6 +119,7 @@ ifneq ($(FOUND_COMPILER),)
 	@echo 'OpenMP  $(if $(NO_OPENMP),  left out ,$(call yes_no,$(FOUND_OPENMP)))$(if $(USE_OPENMP),,runs on one thread)'
 	@echo 'jpeg    $(if $(NO_JPEG),  left out ,$(call yes_no,$(FOUND_JPEG)))$(or $(USE_JPEG),stb_image: a little off)'
 	@echo 'webp    $(if $(NO_WEBP),  left out ,$(call yes_no,$(FOUND_WEBP)))$(if $(USE_WEBP),,no WebP images)'
+	@echo 'libedit $(if $(NO_EDIT),  left out ,$(call yes_no,$(FOUND_EDIT)))$(if $(USE_EDIT),,no line editing in --chat)'
 endif
 	@$(if $(and $(FOUND_COMPILER),$(FOUND_ZLIB),$(FOUND_STB)),true,exit 1)
 
@@ -112,10 +136,45 @@ $(BUILD)/test_%: $(BUILD)/test/test_%.o $(patsubst test/%.c,$(BUILD)/test/%.o,$(
 $(BUILD)/compare_dumps: $(BUILD)/test/compare_dumps.o
 	$(LINK)
 
-programs: all $(TEST_PROGRAMS) $(TOOLS)
+# Calls that fail on purpose, for LD_PRELOAD (test_faults.sh).
+$(BUILD)/faults.so: test/faults.c $(BUILD)/flags
+	$(call SAY,lib )$(CC) -std=c11 -D_GNU_SOURCE -O1 -Wall -Wextra -Wshadow -Wpedantic -shared -fPIC -o $@ $< -ldl
+
+programs: all $(TEST_PROGRAMS) $(TOOLS) $(if $(SAN),,$(BUILD)/faults.so)
 
 test: programs
 	@SAN=$(SAN) sh test/run.sh $(BUILD)/blip2 $(BUILD)/compare_dumps $(TEST_PROGRAMS) $(TEST_SCRIPTS)
+
+# Fuzzing: a program for each test/fuzz/fuzz_NAME.c, run by test/fuzz/run.sh for FUZZ_SECONDS in all. libFuzzer is
+# part of clang; without it this is a skip. OpenMP stays out: its threads would outlive a case.
+
+FUZZ_SECONDS ?= 60
+FUZZ_IMAGES := gif bmp pnm
+FUZZ_TARGETS := $(FUZZ_IMAGES) $(patsubst test/fuzz/fuzz_%.c,%,$(filter-out %/fuzz_image.c,$(sort $(wildcard test/fuzz/fuzz_*.c))))
+
+fuzz:
+	@if echo 'int LLVMFuzzerTestOneInput(void) { return 0; }' | \
+	    clang -x c -fsanitize=fuzzer,address -o /dev/null - 2>/dev/null; then \
+	    $(MAKE) --no-print-directory CC=clang FLAVOUR=fuzz FUZZ=1 NO_OPENMP=1 fuzz_run; \
+	else echo 'SKIP no clang with libFuzzer here'; echo '0 passed, 0 failed, 1 skipped'; fi
+
+fuzz_run: $(FUZZ_TARGETS:%=$(BUILD)/fuzz_%) $(BUILD)/make_seeds
+	@sh test/fuzz/run.sh $(BUILD) $(FUZZ_SECONDS) $(FUZZ_TARGETS)
+
+$(BUILD)/test/fuzz_%.o: test/fuzz/fuzz_%.c $(BUILD)/flags
+	$(COMPILE)
+
+$(FUZZ_IMAGES:%=$(BUILD)/test/fuzz_%.o): $(BUILD)/test/fuzz_%.o: test/fuzz/fuzz_image.c $(BUILD)/flags
+	$(COMPILE) -DFUZZ_FORMAT=$*
+
+$(BUILD)/test/make_seeds.o: test/fuzz/make_seeds.c $(BUILD)/flags
+	$(COMPILE)
+
+$(BUILD)/make_seeds: $(BUILD)/test/make_seeds.o $(BUILD)/test/fixture.o $(PARTS)
+	$(LINK)
+
+$(BUILD)/fuzz_%: $(BUILD)/test/fuzz_%.o $(BUILD)/test/fixture.o $(PARTS)
+	$(LINK) -fsanitize=fuzzer
 
 # Parity: every test/parity*.py, in a virtual environment of its own (5 GB) unless PARITY_PYTHON names an interpreter
 # that has what test/requirements.txt asks for.
@@ -141,27 +200,58 @@ demo: all
 	    echo; echo "./blip2 -m test/data/tiny_$$m.bin $(DEMO_IMAGES)"; \
 	    ./blip2 --quiet -m test/data/tiny_$$m.bin $(DEMO_IMAGES) || exit 1; done
 
+# The manual page is committed, so that it can be read without building; a test says when it is out of date.
+doc/blip2.1: $(BUILD)/blip2
+	$(BUILD)/blip2 --man >$@.new && mv $@.new $@
+
+# What `make install` puts below DESTDIR and PREFIX, and `make uninstall` takes away.
+INSTALLED := $(addprefix $(DESTDIR)$(PREFIX)/,bin/blip2 include/libblip2.h lib/libblip2.a lib/libblip2.so.$(ABI) \
+               lib/libblip2.so lib/pkgconfig/libblip2.pc share/man/man1/blip2.1 share/blip2/demo.bin \
+               share/bash-completion/completions/blip2 share/zsh/site-functions/_blip2 \
+               share/fish/vendor_completions.d/blip2.fish)
+# the file of that list whose name ends so
+PLACE = $(filter %/$(1),$(INSTALLED))
+
 install: all
-	install -d $(DESTDIR)$(PREFIX)/bin
-	install -m 755 $(BUILD)/blip2 $(DESTDIR)$(PREFIX)/bin/blip2
+	install -d $(sort $(dir $(INSTALLED)))
+	install -m 755 $(BUILD)/blip2 $(call PLACE,bin/blip2)
+	install -m 644 libblip2.h $(call PLACE,libblip2.h)
+	install -m 644 $(BUILD)/libblip2.a $(call PLACE,libblip2.a)
+	install -m 755 $(BUILD)/libblip2.so.$(ABI) $(call PLACE,libblip2.so.$(ABI))
+	ln -sf libblip2.so.$(ABI) $(call PLACE,libblip2.so)
+	printf 'prefix=%s\n\nName: libblip2\nDescription: BLIP-2: images to text\nVersion: %s\n%s\n%s\n%s\n' '$(PREFIX)' \
+	    "$$(sed -n 's/^#define BLIP2_VERSION "\(.*\)".*/\1/p' libblip2.h)" 'Cflags: -I$${prefix}/include' \
+	    'Libs: -L$${prefix}/lib -lblip2' 'Libs.private: $(LIBS) $(if $(USE_OPENMP),-fopenmp)' >$(call PLACE,libblip2.pc)
+	install -m 644 doc/blip2.1 $(call PLACE,blip2.1)
+	$(BUILD)/blip2 --completion bash >$(call PLACE,completions/blip2)
+	$(BUILD)/blip2 --completion zsh >$(call PLACE,_blip2)
+	$(BUILD)/blip2 --completion fish >$(call PLACE,blip2.fish)
+	$(if $(wildcard demo/demo.bin),install -m 644 demo/demo.bin $(call PLACE,demo.bin))
+
+uninstall:
+	rm -f $(INSTALLED)
+	-rmdir $(dir $(call PLACE,demo.bin))
 
 clean:
 	rm -rf build blip2
 
 help:
 	@echo 'make            ./blip2 from what is installed'
+	@echo 'make lib        build/libblip2.a and build/libblip2.so (also part of make)'
 	@echo 'make deps       installs what is missing (apt-get; dnf and Homebrew untested)'
 	@echo 'make demo       captions two images; make deps demo does both'
 	@echo 'make test       all tests that need no Python; make programs only builds them'
 	@echo 'make parity     compares every stage with PyTorch (installs it into .venv, 5 GB)'
+	@echo 'make fuzz       hostile input for FUZZ_SECONDS=$(FUZZ_SECONDS) in all, under sanitizers (needs clang)'
 	@echo 'make list       what was found on this machine'
 	@echo 'make install    to PREFIX=$(PREFIX), below DESTDIR'
+	@echo 'make uninstall  takes that away again'
 	@echo 'make clean      removes build/ and ./blip2'
 	@echo
 	@echo 'CC=clang  CFLAGS=...  LDFLAGS=...  compiler and additional flags'
 	@echo 'SAN=1                 with address and undefined-behaviour sanitizers, under build/san'
 	@echo 'WERROR=1              warnings are errors'
-	@echo 'NO_OPENMP=1  NO_JPEG=1  NO_WEBP=1  leave it out'
+	@echo 'NO_OPENMP=1  NO_JPEG=1  NO_WEBP=1  NO_EDIT=1  leave it out'
 	@echo 'FLAVOUR=name          build in build/name'
 	@echo 'V=1                   show the commands'
 	@echo 'PARITY_PYTHON=python  use this interpreter for make parity'

@@ -263,8 +263,13 @@ typedef struct {
 // Maps the file and checks every field before it is used: magic, version, checksum of header and directory, ranges,
 // overlaps, names, dtypes and shapes; every expected tensor present, none left over. Returns 0, or -1 with e.
 int model_open(Model *m, const char *path, Err *e);
+// Tells the system that all of the file will be needed soon. model_open reads no tensor data.
+void model_read_ahead(const Model *m);
 // Reads all tensor data once and compares its zlib crc32 with the directory. The first damaged tensor is named in e.
 int model_verify(const Model *m, Err *e);
+// Record i of the directory as a tensor with its name; false behind the last one. *bytes: data and scales.
+bool model_tensor(const Model *m, int i, const char **name, Tensor *out, uint64_t *bytes);
+const char *dtype_name(uint32_t dtype);   // "f32", ...
 void model_close(Model *m);
 
 // ---------------------------------------------------------------------------------------------------------
@@ -279,6 +284,7 @@ typedef struct {
     int prompt;       // most tokens of a prompt (image tokens not counted)
     int max_new;      // most tokens of an answer
     int threads;      // CPU threads
+    int ordinal;      // number of the GPU, for backends that have several
     const char *isa;  // inner loops to force on the CPU ("plain", "avx2", ...), NULL for the fastest there are
     // Called with the output of each block of the first pass, x (rows,cols) f32, under the name of the transformers
     // module that it equals, image by image and prompt by prompt. NULL outside of tests.

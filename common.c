@@ -36,22 +36,27 @@ uint64_t read_u64(const uint8_t *p) { return read_u32(p) | (uint64_t)read_u32(p 
 
 // ---------------------------------------------------------------------------------------------------------
 
-static void text_reserve(Text *t, size_t more) {
+// False: there is no memory, and the text stays as it is from now on.
+static bool text_reserve(Text *t, size_t more) {
     CHECK(more < SIZE_MAX / 4 && t->len < SIZE_MAX / 4);
-    if (t->len + more + 1 <= t->cap) return;
+    if (t->failed) return false;
+    if (t->len + more + 1 <= t->cap) return true;
     size_t cap = t->cap ? t->cap : 256;
     while (cap < t->len + more + 1) cap *= 2;
     char *data = realloc(t->data, cap);
-    if (!data) {
-        fprintf(stderr, "out of memory: no room for %zu bytes of text\n", cap);
-        exit(1);
-    }
+    t->failed = !data;
+    if (!data) return false;
     t->data = data;
     t->cap = cap;
+    return true;
+}
+
+int text_check(const Text *t, Err *e) {
+    return t->failed ? fail(e, "out of memory behind %zu bytes of text", t->len) : 0;
 }
 
 void text_add(Text *t, const char *bytes, size_t n) {
-    text_reserve(t, n);
+    if (!text_reserve(t, n)) return;
     if (n) memcpy(t->data + t->len, bytes, n);
     t->len += n;
     t->data[t->len] = 0;
@@ -64,22 +69,24 @@ void text_printf(Text *t, const char *fmt, ...) {
     int n = vsnprintf(NULL, 0, fmt, ap);
     va_end(ap);
     CHECK(n >= 0);
-    text_reserve(t, (size_t)n);
-    vsnprintf(t->data + t->len, (size_t)n + 1, fmt, again);
+    if (text_reserve(t, (size_t)n)) {
+        vsnprintf(t->data + t->len, (size_t)n + 1, fmt, again);
+        t->len += (size_t)n;
+    }
     va_end(again);
-    t->len += (size_t)n;
 }
 
 void text_json(Text *t, const char *utf8, size_t n) {
     text_add(t, "\"", 1);
     for (size_t i = 0; i < n;) {
         const uint8_t c = (uint8_t)utf8[i];
-        int len = utf8_next((const uint8_t *)utf8 + i, n - i, NULL);
+        uint32_t cp = 0;
+        const int len = utf8_next((const uint8_t *)utf8 + i, n - i, &cp);
         if (len == 0) text_add(t, "\xEF\xBF\xBD", 3);
         else if (c == '"' || c == '\\') text_printf(t, "\\%c", c);
         else if (c == '\n') text_add(t, "\\n", 2);
         else if (c == '\t') text_add(t, "\\t", 2);
-        else if (c < 0x20 || c == 0x7F) text_printf(t, "\\u%04x", c);
+        else if (terminal_obeys(cp)) text_printf(t, "\\u%04x", cp);
         else text_add(t, utf8 + i, (size_t)len);
         i += len ? (size_t)len : 1;
     }
@@ -120,4 +127,8 @@ int utf8_put(char *out, uint32_t cp) {
     out[0] = (char)(0xF0 | cp >> 18); out[1] = (char)(0x80 | (cp >> 12 & 0x3F));
     out[2] = (char)(0x80 | (cp >> 6 & 0x3F)); out[3] = (char)(0x80 | (cp & 0x3F));
     return 4;
+}
+
+bool terminal_obeys(uint32_t cp) {
+    return cp < 0x20 || (cp >= 0x7F && cp < 0xA0) || (cp >= 0x202A && cp <= 0x202E) || (cp >= 0x2066 && cp <= 0x2069);
 }

@@ -40,13 +40,16 @@ uint32_t read_u32(const uint8_t *p);
 uint64_t read_u64(const uint8_t *p);
 
 // ---------------------------------------------------------------------------------------------------------
-// Text that grows, for JSON output and decoded answers. Always NUL-terminated once something was put in.
+// Text that grows, for JSON output and decoded answers. Always NUL-terminated once something was put in. When memory
+// runs out it stops growing, which text_check tells at the end (-1 with e).
 
-typedef struct { char *data; size_t len, cap; } Text;
+typedef struct { char *data; size_t len, cap; bool failed; } Text;
 
 void text_add(Text *t, const char *bytes, size_t n);                      // n raw bytes
 void text_printf(Text *t, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
-void text_json(Text *t, const char *utf8, size_t n);   // a quoted JSON string; invalid UTF-8 becomes U+FFFD
+void text_json(Text *t, const char *utf8, size_t n);   // a quoted JSON string; invalid UTF-8 becomes U+FFFD,
+                                                       // what a terminal would obey a \u escape
+int text_check(const Text *t, Err *e);
 void text_free(Text *t);
 
 // Length of the valid UTF-8 sequence at p (1..4), or 0 when the bytes there are not one (n bytes are readable).
@@ -54,5 +57,8 @@ void text_free(Text *t);
 int utf8_next(const uint8_t *p, size_t n, uint32_t *cp);
 // Writes code point cp as UTF-8 to out (room for 4) and returns its length.
 int utf8_put(char *out, uint32_t cp);
+// True for what a terminal obeys instead of showing it, or what turns the order of what it shows: C0 and C1 controls,
+// DEL, bidirectional embeddings, overrides and isolates.
+bool terminal_obeys(uint32_t cp);
 
 #endif

@@ -31,12 +31,14 @@ static int write_all(FILE *f, const Dump *d) {
 }
 
 int dump_write(const Dump *d, const char *path, Err *e) {
+    if (text_check(&d->header, e) || text_check(&d->data, e)) return fail_in(e, "%s", path);
     if (!d->data.len) return fail(e, "%s: there is nothing to dump", path);
     // A pipe, a device or a link such as /dev/stdout is written to as it is: renaming would put a file in its place.
     struct stat st;
     const bool in_place = lstat(path, &st) == 0 && !S_ISREG(st.st_mode);
     Text tmp = {0};
     text_printf(&tmp, in_place ? "%s" : "%s.tmp", path);
+    if (text_check(&tmp, e)) return -1;
     FILE *f = fopen(tmp.data, "wb");
     int bad = f ? write_all(f, d) : -1;
     int why = errno;

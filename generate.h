@@ -3,7 +3,8 @@
 // A Search holds everything that is chosen so far for R = B*K rows, K rows for each of B prompts. Each step takes
 // logits and leaves, per row, the token to feed next and the row whose past it continues (its parent):
 //
-//     logits (R,V) -> repetition penalty -> minimum length -> [temperature -> top-k -> top-p] -> token, parent (R)
+//     logits (R,V) -> repetition penalty -> repeated n-grams -> minimum length ->
+//                     [temperature -> top-k -> top-p] -> token, parent (R)
 //
 // This is the reference for every backend. The rules are transformers' (5.x GenerationMixin: _sample,
 // _beam_search, logits_process.py). Not here: the model that makes the logits, text.
@@ -19,10 +20,11 @@ typedef struct {
     int max_new, min_new;   // limits on new tokens, the end token counted
     double length_penalty;  // score = sum of log-probabilities / length^length_penalty (beams only)
     double repeat_penalty;  // 1 is off
+    int no_repeat_ngram;    // no sequence of so many tokens twice; 0 is off
     bool sample;            // nucleus sampling, beams == 1
     double temp, top_p;     // 1 is off
     int top_k;              // 0 is off
-    uint64_t seed;
+    uint64_t seed, first;   // samples are numbered from `first` on: a second call can go on where one ended
 } Choice;
 
 // One chosen token per row. Rows that ended before carry the pad token, log-probability 0, and are their own parent.
@@ -56,8 +58,8 @@ uint64_t search_bytes(int B, int R, int max_new, int V);
 Search *search_init(void *mem, int B, int R, int max_new, int V, int eos, int pad);
 
 // Starts anew. seen[b] (n_seen[b]) are the ids that transformers has in input_ids before the first new token
-// (OPT: image placeholders, </s> and prompt; T5: the start token); the repetition penalty looks at them. They are
-// copied; ids outside of 0..V-1 are ignored, as there.
+// (OPT: image placeholders, </s> and prompt; T5: the start token); the repetition penalty and no_repeat_ngram look at
+// them. They must stay where they are until the last step; ids outside of 0..V-1 are ignored, as there.
 void search_begin(Search *s, const Choice *how, const int *const *seen, const int *n_seen, int B);
 
 // logits (rows,V): rows is B at the first step, when all rows of a prompt share its logits, and R later. Not changed.
@@ -66,7 +68,8 @@ void search_begin(Search *s, const Choice *how, const int *const *seen, const in
 // Returns false when nothing is left to do (then no token was chosen), otherwise true with *out.
 bool search_step(Search *s, Step *out, const float *logits);
 
-// Only after the last step. With beams, rank 0 is the best. Fewer finished hypotheses than asked for (a vocabulary
+// After the last step; greedy and sampled rows also before, when it is what they have so far. With beams, rank 0 is the
+// best. Fewer finished hypotheses than asked for (a vocabulary
 // of a few words, or nothing but -Inf): the ranks that are missing have n 0, not stopped, and transformers' -1e9.
 Hypothesis search_result(const Search *s, int b, int rank);
 

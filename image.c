@@ -240,6 +240,7 @@ static int explain_end(int status, bool late, const ImageOptions *opt, Err *e) {
         return fail(e, "decoding took more than the limit of %d s: is the file damaged?", opt->max_seconds);
     if (sig == SIGKILL)
         return fail(e, "the decoder was killed: too little memory, or more than %d s", opt->max_seconds);
+    if (sig == SIGPIPE) return fail(e, "the decoder's answer could not be received");
     if (sig) return fail(e, "the decoder crashed (signal %d): the file is damaged", sig);
     return fail(e, "the decoder stopped without an answer: the file is damaged, or memory is short");
 }

@@ -67,7 +67,8 @@ static void jpeg_error(j_common_ptr j) {
     Jpeg *job = j->client_data;
     char text[JMSG_LENGTH_MAX];
     j->err->format_message(j, text);
-    fail(job->e, "damaged JPEG: %s", text);
+    if (j->err->msg_code == JERR_OUT_OF_MEMORY) fail(job->e, "no memory to decode this JPEG");
+    else fail(job->e, "damaged JPEG: %s", text);
     longjmp(job->stop, 1);
 }
 
@@ -185,12 +186,12 @@ int image_decode_webp(Image *im, const uint8_t *p, size_t n, uint64_t max_pixels
     uint8_t *rgba = NULL;
     int time, rc = 0;
     if (!decoder || !WebPAnimDecoderGetInfo(decoder, &info))
-        rc = fail(e, "cut off or damaged WebP: it has no complete image");
+        rc = fail(e, "cut off or damaged WebP (no whole image in it), or too little memory for it");
     else if (info.canvas_width != (uint32_t)f.width || info.canvas_height != (uint32_t)f.height)
         rc = fail(e, "damaged WebP: %d x %d pixels in one header and %u x %u in another", f.width, f.height,
                   info.canvas_width, info.canvas_height);
     else if (!WebPAnimDecoderGetNext(decoder, &rgba, &time))
-        rc = fail(e, "damaged WebP: its first image cannot be decoded");
+        rc = fail(e, "damaged WebP, or too little memory: its first image cannot be decoded");
     const size_t pixels = (size_t)f.width * (size_t)f.height;
     for (size_t i = 0; rc == 0 && i < pixels; i++) memcpy(im->rgb + 3 * i, rgba + 4 * i, 3);
     WebPAnimDecoderDelete(decoder);

@@ -262,7 +262,7 @@ static int check_config(Config *c, Err *e) {
 
 enum { AT_DTYPE = 48, AT_ROWS = 52, AT_COLS = 56, AT_CRC = 60, AT_OFFSET = 64, AT_NBYTES = 72, AT_RESERVED = 80 };
 
-static const char *dtype_name(uint32_t dtype) {
+const char *dtype_name(uint32_t dtype) {
     static const char *const NAMES[] = {[DT_F32] = "f32", [DT_BF16] = "bf16", [DT_INT8] = "int8", [DT_INT4] = "int4"};
     return dtype <= DT_INT4 ? NAMES[dtype] : "unknown";
 }
@@ -469,10 +469,11 @@ int model_open(Model *m, const char *path, Err *e) {
         model_close(m);
         return fail_in(e, "%s", path);
     }
-    // All of it will be needed soon, and reading ahead is much faster than one page fault after the other. Only a wish.
-    madvise((void *)(uintptr_t)m->file, m->file_bytes, MADV_WILLNEED);
     return 0;
 }
+
+// Reading ahead is much faster than one page fault after the other.
+void model_read_ahead(const Model *m) { madvise((void *)(uintptr_t)m->file, m->file_bytes, MADV_WILLNEED); }
 
 int model_verify(const Model *m, Err *e) {
     uint64_t end = read_u64(m->file + 16);
@@ -492,6 +493,16 @@ int model_verify(const Model *m, Err *e) {
                         (const char *)r, (unsigned long long)offset, (unsigned long long)end, want, got, AGAIN);
     }
     return 0;
+}
+
+bool model_tensor(const Model *m, int i, const char **name, Tensor *out, uint64_t *bytes) {
+    if (i < 0 || i >= m->n_tensors) return false;
+    const uint8_t *r = record_at(m, i);
+    *name = (const char *)r;
+    *out = (Tensor){.data = m->file + read_u64(r + AT_OFFSET), .dtype = (int)read_u32(r + AT_DTYPE),
+                    .rows = (int)read_u32(r + AT_ROWS), .cols = (int)read_u32(r + AT_COLS)};
+    *bytes = read_u64(r + AT_NBYTES);
+    return true;
 }
 
 void model_close(Model *m) {

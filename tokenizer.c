@@ -207,6 +207,9 @@ void tokenizer_close(Tokenizer *t) {
     free(t);
 }
 
+const char *tokenizer_kind(const Tokenizer *t) { return t->kind == TOK_BPE ? "byte-level BPE" : "unigram"; }
+int tokenizer_ids(const Tokenizer *t) { return (int)t->n_ids; }
+
 // ---------------------------------------------------------------------------------------------------------
 // Added tokens are cut out of the text before anything else: the leftmost, of several there the longest, as
 // AddedVocabulary::find_matches of the library does it.
@@ -400,7 +403,7 @@ int tokenizer_stream(Text *out, Stream *s, const Tokenizer *t, int id, Err *e) {
             clean_bytes(out, s, k + 1, CLEAN[k].from, n);
         }
         *s = (Stream){0};
-        return 0;
+        return text_check(out, e);
     }
     if (id < 0 || id >= t->V) return fail(e, "token id %d, expected 0 to %d", id, t->V - 1);
     // Rows of the embedding that have no piece, and special tokens, are nothing.
@@ -414,7 +417,7 @@ int tokenizer_stream(Text *out, Stream *s, const Tokenizer *t, int id, Err *e) {
         i += space ? 3 : 1;
     }
     s->started = true;
-    return 0;
+    return text_check(out, e);
 }
 
 int tokenizer_decode(Text *out, const Tokenizer *t, const int *ids, int n, Err *e) {

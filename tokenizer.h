@@ -17,6 +17,9 @@ typedef struct Tokenizer Tokenizer;
 Tokenizer *tokenizer_open(const uint8_t *bytes, size_t n, int V, int image_token, Err *e);
 void tokenizer_close(Tokenizer *t);
 
+const char *tokenizer_kind(const Tokenizer *t);   // "byte-level BPE" or "unigram"
+int tokenizer_ids(const Tokenizer *t);            // one more than the greatest id
+
 // text (n bytes; invalid UTF-8 is an error) -> ids with the special tokens of a prompt, in *ids (malloc'd,
 // caller frees). Returns the count, or -1 with e and *ids NULL. An image placeholder in the text and a text
 // of more than 4 MiB are errors. Takes time n or n log n.

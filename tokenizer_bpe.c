@@ -178,7 +178,7 @@ int bpe_encode(Ids *ids, const Tokenizer *t, Str text, Err *e) {
         text = (Str){(const uint8_t *)spaced.data, spaced.len};
     }
     Scratch s = {0};
-    const int status = encode_words(ids, &s, t, text, e);
+    const int status = text_check(&spaced, e) ? -1 : encode_words(ids, &s, t, text, e);
     free(s.symbol);
     free(s.heap);
     text_free(&spaced);

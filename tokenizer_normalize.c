@@ -12,7 +12,7 @@ enum { MAX_REPLACEMENT = 256, SHORT_GRAPHEME = 6 };   // bytes
 enum { MAX_NORMALIZED = 1 << 25 };                    // bytes; stops a file whose steps only make text longer
 
 static int check_growth(const Text *out, Err *e) {
-    if (out->len <= MAX_NORMALIZED) return 0;
+    if (out->len <= MAX_NORMALIZED) return text_check(out, e);
     return fail(e, "the text grows past %d bytes when normalized", MAX_NORMALIZED);
 }
 
@@ -168,7 +168,7 @@ int normalize(Text *out, const Tokenizer *t, Str text, Err *e) {
     Text next = {0};
     out->len = 0;
     text_add(out, (const char *)text.p, text.n);
-    int status = 0;
+    int status = text_check(out, e);
     for (uint32_t k = 0; k < t->n_norm && status == 0; k++) {
         const NormStep *step = &t->norm[k];
         const Str now = {(const uint8_t *)out->data, out->len};
@@ -177,6 +177,7 @@ int normalize(Text *out, const Tokenizer *t, Str text, Err *e) {
         if (step->step == NORM_CHARSMAP) status = apply_charsmap(&next, t, now, e);
         else if (step->step == NORM_SQUEEZE) status = squeeze_spaces(&next, now, step->text, e);
         else strip(&next, now, step->arg & 1, step->arg & 2);
+        if (status == 0) status = text_check(&next, e);
         const Text swap = *out;
         *out = next;
         next = swap;

@@ -175,6 +175,7 @@ static int encode_metaspace(Ids *ids, Text *spaced, const Tokenizer *t, Str text
         if (text.p[i] == ' ') text_add(spaced, METASPACE, 3);
         else text_add(spaced, (const char *)text.p + i, 1);
     }
+    if (text_check(spaced, e)) return -1;
     const uint8_t *p = (const uint8_t *)spaced->data;
     const size_t n = spaced->len;
     Best *best = malloc((n + 1) * sizeof *best);

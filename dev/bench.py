@@ -4,6 +4,8 @@
     python3 dev/bench.py --type pretrain_opt2.7b --tokenizer ../shared/tokenizers/opt --layers 4       quick, fewer layers
     python3 dev/bench.py --folder SOME_CHECKPOINT --peers f32                                    any Hugging Face folder
 
+--quick takes one round and fewer tokens; --ct2 int8 adds CTranslate2 for the language model (pip install ctranslate2).
+
 In order: the command line, making what is measured, work and floors from config.json, one run of ./blip2, the peer (a
 process of its own that keeps its model), rounds, the table. Every figure is the minimum and the median of the rounds;
 the ceilings (dev/ceiling.c) are read in every round too. Engines take turns where all fit into memory at once, else one
@@ -27,7 +29,7 @@ ROOT = Path(__file__).resolve().parent.parent
 IMAGE = ROOT / "test" / "data" / "tiny_0.png"
 PROMPT = "a photo of"
 STAGES = ["load", "vit", "qformer", "prompt", "decode", "caption"]
-BYTES = {"f32": 4, "bf16": 2}
+BYTES = {"f32": 4, "bf16": 2, "int8": 1, "int4": 0.5625}     # int4 with its scales
 
 
 def usage():
@@ -41,17 +43,24 @@ def usage():
     p.add_argument("--threads", type=int, default=2)
     p.add_argument("--rounds", type=int, default=3)
     p.add_argument("--tokens", type=int, default=17, help="new tokens of every answer")
-    p.add_argument("--dtypes", default="bf16", help="of ./blip2: bf16, f32 or both with a comma")
+    p.add_argument("--dtypes", default="bf16", help="of ./blip2: f32, bf16, int8, int4, several with commas")
     p.add_argument("--peers", default="f32", help="of transformers: f32, bf16, both with a comma, or none")
+    p.add_argument("--ct2", default="none", help="of CTranslate2, language model only: float32, bfloat16, int8 or several")
+    p.add_argument("--quick", action="store_true", help="one round, 6 tokens")
     p.add_argument("--apart", action="store_true", help="one engine after the other, even if memory would do for all")
-    p.add_argument("--worker", choices=BYTES, help=argparse.SUPPRESS)
+    p.add_argument("--worker", choices=["f32", "bf16", "float32", "bfloat16", "int8"], help=argparse.SUPPRESS)
     args = p.parse_args()
     if not args.folder and not (args.type and args.tokenizer):
         p.error("either --folder, or --type and --tokenizer")
     args.dtypes = args.dtypes.split(",")
     args.peers = [] if args.peers == "none" else args.peers.split(",")
-    if not {*args.dtypes, *args.peers} <= {*BYTES}:
-        p.error("--dtypes and --peers are f32, bf16 or both")
+    args.ct2 = [] if args.ct2 == "none" else args.ct2.split(",")
+    if not {*args.dtypes} <= {*BYTES} or not {*args.peers} <= {"f32", "bf16"}:
+        p.error(f"--dtypes are of {', '.join(BYTES)}; --peers f32, bf16 or both")
+    if not {*args.ct2} <= {"float32", "bfloat16", "int8"}:
+        p.error("--ct2 is float32, bfloat16, int8 or none")
+    if args.quick:
+        args.rounds, args.tokens = 1, min(args.tokens, 6)
     return args
 
 
@@ -195,7 +204,7 @@ class Peer:
             a = self.args
             self.process = subprocess.Popen(
                 [sys.executable, __file__, "--worker", self.dtype, "--folder", self.folder, "--threads", str(a.threads),
-                 "--tokens", str(a.tokens)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+                 "--tokens", str(a.tokens), "--work", a.work], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
                 env={**os.environ, "OMP_NUM_THREADS": str(a.threads)})
         self.process.stdin.write(f"{beams}\n")
         self.process.stdin.flush()
@@ -251,6 +260,67 @@ def worker(args):
 
 
 # ---------------------------------------------------------------------------------------------------------
+# CTranslate2 has no BLIP-2, but OPT and T5: the language model alone, with a prompt of as many tokens. Its time for one
+# new token counts as the prompt's, that of each further one as a decode step's.
+
+class Ct2(Peer):
+    def __init__(self, args, folder, dtype):
+        super().__init__(args, folder, "f32")
+        self.name, self.dtype = f"CTranslate2 {dtype}", dtype
+
+    def memory(self):
+        return 1.1 * self.parameters * {"float32": 4, "bfloat16": 2, "int8": 1}[self.dtype] + 2e9
+
+
+def language_model(folder, out):
+    """The language model of a BLIP-2 folder, converted once for CTranslate2 (in f32: it rounds while loading)."""
+    import ctranslate2
+    import torch
+    from transformers import AutoTokenizer, Blip2ForConditionalGeneration
+    if not (out / "model.bin").exists():
+        lm = out.with_suffix(".hf")
+        Blip2ForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).language_model.save_pretrained(lm)
+        AutoTokenizer.from_pretrained(folder).save_pretrained(lm)
+        ctranslate2.converters.TransformersConverter(str(lm)).convert(str(out), force=True)
+        shutil.rmtree(lm)
+
+
+def ct2_worker(args):
+    """Inside CTranslate2's process."""
+    import resource
+    out = args.work / f"{args.folder.resolve().name}.ct2"
+    pid = os.fork()                       # converting takes memory that must not count
+    if not pid:
+        language_model(args.folder, out)
+        os._exit(0)
+    if os.waitpid(pid, 0)[1]:
+        raise SystemExit("CTranslate2 could not convert the language model")
+    import ctranslate2
+    config = json.loads((args.folder / "config.json").read_text())
+    t5 = config["text_config"]["model_type"] == "t5"
+    start = time.perf_counter()
+    kind = ctranslate2.Translator if t5 else ctranslate2.Generator
+    model = kind(str(out), compute_type=args.worker, intra_threads=args.threads, inter_threads=1)
+    load = time.perf_counter() - start
+    names = json.loads((out / "shared_vocabulary.json" if t5 else out / "vocabulary.json").read_text())
+    prompt = [names[10 + i] for i in range(config["num_query_tokens"] + len(PROMPT.split()) + 1)]
+
+    def run(beams, tokens):
+        start = time.perf_counter()
+        if t5:
+            model.translate_batch([prompt], beam_size=beams, max_decoding_length=tokens, min_decoding_length=tokens)
+        else:
+            model.generate_batch([prompt], beam_size=beams, max_length=tokens, min_length=tokens,
+                                 include_prompt_in_result=False)
+        return time.perf_counter() - start
+    run(1, 2)                             # the first call pays for starting threads
+    for line in sys.stdin:
+        first, whole = run(int(line), 1), run(int(line), args.tokens)
+        print(json.dumps({"load": load, "prompt": first, "decode": (whole - first) / max(1, args.tokens - 1),
+                          "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}), flush=True)
+
+
+# ---------------------------------------------------------------------------------------------------------
 
 def available():
     """Bytes of memory that could be had without swapping."""
@@ -297,10 +367,13 @@ def table(args, engines, results, limits, work):
         for stage in STAGES if beams == 1 else STAGES[3:]:
             cells, best = [], {}
             for e in engines:
-                times = [run[stage] for run in results[e.name][beams]]
+                times = [run[stage] for run in results[e.name][beams] if stage in run]
+                if not times:
+                    cells.append("")
+                    continue
                 best[e.name] = min(times)
                 cells.append(f"{min(times):.3f} ({statistics.median(times):.3f})")
-            peer = min((best[e.name] for e in peers), default=None)
+            peer = min((best[e.name] for e in peers if e.name in best), default=None)
             ours = [e for e in engines if e not in peers]
             ratio = ", ".join(f"{peer / best[e.name]:.2f}x" for e in ours) if peer else ""
             share = ""
@@ -316,11 +389,12 @@ def table(args, engines, results, limits, work):
 def main():
     args = usage()
     if args.worker:
-        return worker(args)
+        return worker(args) if args.worker in ("f32", "bf16") else ct2_worker(args)
     program = build()
     folder = checkpoint(args)
     config = json.loads((folder / "config.json").read_text())
     engines = [Blip2(args, folder, d) for d in args.dtypes] + [Peer(args, folder, d) for d in args.peers]
+    engines += [Ct2(args, folder, d) for d in args.ct2]
     results, limits, together = rounds(args, engines, program)
     load = os.getloadavg()[0]
     print(f"{folder.name}, {args.threads} threads, {processor()}, load average {load:.1f}, "

@@ -7,12 +7,14 @@
 cc=${1:-cc}
 here=$(dirname "$0")
 
-# Words of: compiler zlib stb jpeg webp openmp python
+# Words of: compiler zlib stb jpeg webp edit openmp python curl
 missing() {
     found=$(sh "$here/probe.sh" "$cc")
     echo "$found" | sed -n 's/^FOUND_\([A-Z]*\) = *$/\1/p' | grep -v GCC | tr 'A-Z\n' 'a-z '
     # for the exporter and for make parity; a venv without pip is of no use
     python3 -c 'import venv, ensurepip' 2>/dev/null || echo python
+    # for addresses instead of files, at run time
+    command -v curl >/dev/null || echo curl
 }
 
 need=$(missing)
@@ -33,8 +35,10 @@ if command -v apt-get >/dev/null; then
         stb) add libstb-dev ;;
         jpeg) add libjpeg-dev ;;
         webp) add libwebp-dev ;;
+        edit) add libedit-dev ;;
         openmp) if [ $clang ]; then add libomp-dev; else add libgomp1; fi ;;
         python) add python3 python3-venv ;;
+        curl) add curl ca-certificates ;;
         esac
     done
     packages=$(echo $packages | sed 's/\<yes\>//')
@@ -49,8 +53,10 @@ elif command -v dnf >/dev/null; then
         stb) add stb_image-devel ;;
         jpeg) add libjpeg-turbo-devel ;;
         webp) add libwebp-devel ;;
+        edit) add libedit-devel ;;
         openmp) if [ $clang ]; then add libomp-devel; else add libgomp; fi ;;
         python) add python3 ;;
+        curl) add curl ;;
         esac
     done
     update=true
@@ -64,8 +70,10 @@ elif command -v brew >/dev/null; then
         stb) echo "deps: Homebrew has no stb_image.h: put it into a folder and add CPPFLAGS=-Ifolder to make" ;;
         jpeg) add jpeg-turbo ;;
         webp) add webp ;;
+        edit) add libedit ;;
         openmp) add libomp ;;
         python) add python ;;
+        curl) add curl ;;
         esac
     done
     update=true

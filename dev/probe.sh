@@ -19,13 +19,15 @@ ask() {
     $cc $flags "$dir/$1.c" -o "$dir/$1" $2 >/dev/null 2>&1 && touch "$dir/$1.yes"
 }
 
+edit=$(pkg --libs libedit)
+edit_flags=$(pkg --cflags libedit)
 zlib=$(pkg --libs zlib)
 jpeg=$(pkg --libs libjpeg)
 jpeg_flags=$(pkg --cflags libjpeg)
 webp=$(pkg --libs libwebpdemux libwebp)
 webp_flags=$(pkg --cflags libwebpdemux libwebp)
 stb_flags=$(pkg --cflags stb)
-zlib=${zlib:--lz} jpeg=${jpeg:--ljpeg} webp=${webp:--lwebpdemux -lwebp}
+zlib=${zlib:--lz} jpeg=${jpeg:--ljpeg} webp=${webp:--lwebpdemux -lwebp} edit=${edit:--ledit}
 
 ask compiler "" <<'C' &
 int main(void) { return 0; }
@@ -59,6 +61,10 @@ ask webp "$webp_flags $webp" <<'C' &
 #include <webp/demux.h>
 int main(void) { WebPAnimDecoderOptions o; return !WebPAnimDecoderOptionsInit(&o) + WebPGetDecoderVersion() == 0; }
 C
+ask edit "$edit_flags $edit" <<'C' &
+#include <histedit.h>
+int main(void) { return el_init("", 0, 0, 0) == 0; }
+C
 ask stb "$stb_flags" <<'C' &
 #if __has_include(<stb/stb_image.h>)
 #include <stb/stb_image.h>
@@ -78,10 +84,13 @@ echo "FOUND_OPENMP = $(found openmp && echo yes)"
 echo "FOUND_ZLIB = $(found zlib && echo yes)"
 echo "FOUND_JPEG = $(if found turbo; then echo libjpeg-turbo; elif found jpeg; then echo libjpeg; fi)"
 echo "FOUND_WEBP = $(found webp && echo yes)"
+echo "FOUND_EDIT = $(found edit && echo yes)"
 echo "FOUND_STB = $(found stb && echo yes)"
 echo "ZLIB_LIBS = $zlib"
 echo "JPEG_FLAGS = $jpeg_flags"
 echo "JPEG_LIBS = $jpeg"
 echo "WEBP_FLAGS = $webp_flags"
 echo "WEBP_LIBS = $webp"
+echo "EDIT_FLAGS = $edit_flags"
+echo "EDIT_LIBS = $edit"
 echo "STB_FLAGS = $(echo "$stb_flags" | tr ' ' '\n' | grep -e '^-I' | tr '\n' ' ')"

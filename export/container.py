@@ -1,7 +1,8 @@
 """Writes and reads the weight file (doc/format.md).
 
-In order: the hyperparameter tables, packing of the head, conversion to bf16, write_file, and read_file, which the
-tests use. Where tensors come from is not known here: write_file is given their numbers chunk by chunk.
+In order: the hyperparameter tables, packing of the head, conversion to bf16, write_file, and WeightFile, which the
+tests use. Where tensors come from is not known here: write_file is given their numbers chunk by chunk. int8 and int4 are
+quantize.py's.
 """
 
 import json
@@ -16,6 +17,7 @@ try:
     import numpy as np
 except ImportError:
     sys.exit("the exporter needs numpy; hint: python3 -m pip install -r export/requirements.txt")
+import quantize
 
 # Field, smallest and largest value: CONFIG_INTS and CONFIG_FLOATS of blip2.h, in the same order. test/parity_export.py
 # holds the two against each other.
@@ -38,7 +40,7 @@ MAGIC, VERSION = b"BLIP2C\r\n", 1
 HEADER = struct.Struct("<8sIIQQIIII16x")          # magic, version, head_crc, head_bytes, file_bytes, four counts
 RECORD = struct.Struct("<48sIIIIQQ16x")           # name, dtype, rows, cols, crc32, offset, nbytes
 TYPE_BYTES, PROMPT_BYTES, DATA_ALIGN, HEAD_ALIGN = 64, 256, 256, 4096
-DTYPES = {"f32": (0, 4), "bf16": (1, 2)}          # name: (code, bytes of a number)
+DTYPES = {"f32": 0, "bf16": 1, "int8": 2, "int4": 3}
 
 
 class ExportError(Exception):
@@ -55,6 +57,7 @@ class Record:
     offset: int
     nbytes: int
     crc: int = 0
+    error: float | None = None            # relative, of a tensor that was rounded to int8 or int4
 
 
 def round_up(n, to):
@@ -104,13 +107,20 @@ def directory_at():
     return round_up(HEADER.size + config_bytes(), 8)
 
 
+def tensor_bytes(dtype, rows, cols):
+    """Bytes of a tensor, scales included."""
+    if dtype in ("int8", "int4"):
+        return quantize.nbytes(dtype, rows, cols)
+    return rows * cols * (4 if dtype == "f32" else 2)
+
+
 def place(entries, dtype, tokenizer_bytes):
     """Where each tensor goes. Returns (head_bytes, file_bytes, [Record])."""
     head_bytes = round_up(directory_at() + RECORD.size * len(entries) + tokenizer_bytes, HEAD_ALIGN)
     at, records = head_bytes, []
     for entry in entries:
-        kind = dtype if entry.matrix else "f32"
-        nbytes = entry.rows * entry.cols * DTYPES[kind][1]
+        kind = quantize.dtype_of(entry.name, dtype) if entry.matrix else "f32"
+        nbytes = tensor_bytes(kind, entry.rows, entry.cols)
         records.append(Record(entry.name, kind, entry.rows, entry.cols, at, nbytes))
         at = round_up(at + nbytes, DATA_ALIGN)
     return head_bytes, records[-1].offset + records[-1].nbytes, records
@@ -121,7 +131,7 @@ def pack_head(config, tokenizer, records, head_bytes, file_bytes):
     body = pack_config(config)
     body += bytes(directory_at() - HEADER.size - len(body))
     for r in records:
-        body += RECORD.pack(pack_text(r.name, 48, "tensor name"), DTYPES[r.dtype][0], r.rows, r.cols, r.crc, r.offset,
+        body += RECORD.pack(pack_text(r.name, 48, "tensor name"), DTYPES[r.dtype], r.rows, r.cols, r.crc, r.offset,
                             r.nbytes)
     body = (body + tokenizer).ljust(head_bytes - HEADER.size, b"\0")
     counts = (len(INTS), len(FLOATS), len(records), len(tokenizer))
@@ -139,16 +149,30 @@ def to_bf16(x):
     return ((u + (0x7FFF + ((u >> 16) & 1))) >> 16).astype(np.uint16)
 
 
-def encode(x, record):
-    """A finite f32 chunk in the bytes of the record's dtype. Raises ExportError on NaN, infinity or bf16 overflow."""
-    if not np.isfinite(x).all():
-        raise ExportError(f"{'NaN' if np.isnan(x).any() else 'infinity'} among the values")
-    if record.dtype == "f32":
-        return x
-    y = to_bf16(x)
-    if ((y & 0x7F80) == 0x7F80).any():
-        raise ExportError("a value is too large for bf16; hint: --dtype f32")
-    return y
+def encode(record, chunks, moments):
+    """The bytes of a tensor in order, as arrays.
+
+    record: Record; chunks: iterator of (f32 array (n), name of the source tensor); moments: for quantize.encode. Raises
+    ExportError on NaN, infinity and numbers that do not fit."""
+    name = record.name
+
+    def numbers():
+        nonlocal name
+        for x, name in chunks:
+            if not np.isfinite(x).all():
+                raise ValueError(f"{'NaN' if np.isnan(x).any() else 'infinity'} among the values")
+            yield x
+    try:
+        if record.dtype in ("int8", "int4"):
+            yield from quantize.encode(record, numbers(), moments)
+            return
+        for x in numbers():
+            y = x if record.dtype == "f32" else to_bf16(x)
+            if record.dtype == "bf16" and ((y & 0x7F80) == 0x7F80).any():
+                raise ValueError("a value is too large for bf16; hint: --dtype f32")
+            yield y
+    except ValueError as e:
+        raise ExportError(f"tensor {name}: {e}") from None
 
 
 def progress_line(what, done, total, state):
@@ -163,17 +187,15 @@ def progress_line(what, done, total, state):
     state["percent"] = percent
 
 
-def write_data(f, records, entries, chunks, file_bytes, quiet):
+def write_data(f, records, entries, chunks, moments, file_bytes, quiet):
     """Streams the tensors behind the head and fills in each record's crc."""
     state = {}
     for record, entry in zip(records, entries):
         f.seek(record.offset)     # the hole in front of it reads as zeros
         written = 0
-        for x, name in chunks(entry):
-            try:
-                data = memoryview(encode(x, record)).cast("B")
-            except ExportError as e:
-                raise ExportError(f"tensor {name}: {e}") from None
+        known = moments(entry) if moments and record.dtype in ("int8", "int4") else None
+        for x in encode(record, chunks(entry), known):
+            data = memoryview(np.ascontiguousarray(x)).cast("B") if x.size else b""
             record.crc = zlib.crc32(data, record.crc)
             f.write(data)
             written += len(data)
@@ -183,13 +205,13 @@ def write_data(f, records, entries, chunks, file_bytes, quiet):
             raise AssertionError(f"{entry.name}: {written} bytes came instead of {record.nbytes}")
 
 
-def write_file(path, config, tokenizer, entries, dtype, chunks, quiet=False):
+def write_file(path, config, tokenizer, entries, dtype, chunks, quiet=False, moments=None):
     """Writes a weight file under a temporary name, syncs it and renames it; whatever goes wrong, nothing is left.
 
     path: where to; config: {field: number, "type": str, "prompt": str}; tokenizer: bytes of that section; entries:
-    list of tensors.Entry; dtype: "f32" or "bf16" for matrices; chunks(entry): iterator of (f32 array (n), name of the
-    source tensor), whose arrays together hold rows*cols numbers. Returns (file_bytes, [Record]). Raises ExportError,
-    OSError."""
+    list of tensors.Entry; dtype: a key of DTYPES for matrices; chunks(entry): iterator of (f32 array (n), name of the
+    source tensor), whose arrays together hold rows*cols numbers; moments(entry): second moments (cols,cols) of a matrix's
+    inputs or None, for int8 and int4. Returns (file_bytes, [Record]). Raises ExportError, OSError."""
     head_bytes, file_bytes, records = place(entries, dtype, len(tokenizer))
     pack_head(config, tokenizer, records, head_bytes, file_bytes)   # refuses bad values before the work
     path = Path(path)
@@ -200,7 +222,7 @@ def write_file(path, config, tokenizer, entries, dtype, chunks, quiet=False):
     temporary = path.with_name(f"{path.name}.tmp{os.getpid()}")
     try:
         with open(temporary, "xb") as f:
-            write_data(f, records, entries, chunks, file_bytes, quiet)
+            write_data(f, records, entries, chunks, moments, file_bytes, quiet)
             f.seek(0)
             f.write(pack_head(config, tokenizer, records, head_bytes, file_bytes))
             f.flush()
@@ -243,7 +265,7 @@ class WeightFile:
             self.config[name] = head[at:at + room].rstrip(b"\0").decode()
             at += room
         at = directory_at()
-        codes = {code: name for name, (code, _) in DTYPES.items()}
+        codes = {code: name for name, code in DTYPES.items()}
         self.records = {}
         for name, dtype, rows, cols, crc, offset, nbytes in RECORD.iter_unpack(head[at:at + RECORD.size * counts[2]]):
             name = name.rstrip(b"\0").decode()
@@ -259,6 +281,8 @@ class WeightFile:
             data = f.read(r.nbytes)
         if len(data) != r.nbytes or zlib.crc32(data) != r.crc:
             raise ExportError(f"{self.path}: tensor {name} is damaged")
+        if r.dtype in ("int8", "int4"):
+            return quantize.decode(data, r.dtype, r.rows, r.cols)
         if r.dtype == "bf16":
             return (np.frombuffer(data, "<u2").astype(np.uint32) << 16).view(np.float32).reshape(r.rows, r.cols)
         return np.frombuffer(data, "<f4").reshape(r.rows, r.cols)

@@ -8,7 +8,7 @@
 #include <unistd.h>
 #include <zlib.h>
 
-enum { HEADER = 64, RECORD = 96, MAX_RECORDS = 1024, MAX_BYTES = 64 << 20 };
+enum { HEADER = 64, DIRECTORY = 584, RECORD = 96, MAX_RECORDS = 1024, MAX_BYTES = 64 << 20 };
 
 void put_u32(uint8_t *p, uint32_t v) { for (int i = 0; i < 4; i++) p[i] = (uint8_t)(v >> 8 * i); }
 void put_u64(uint8_t *p, uint64_t v) { for (int i = 0; i < 8; i++) p[i] = (uint8_t)(v >> 8 * i); }
@@ -144,22 +144,25 @@ static uint8_t *directory(const uint8_t *p) {
 
 Fixture fixture_make(const Config *c, int dtype, const void *tokenizer, size_t tokenizer_bytes, uint32_t seed) {
     List *l = calloc(1, sizeof *l);
-    uint8_t *p = calloc(1, MAX_BYTES);
-    CHECK(l && p);
+    CHECK(l);
     list_tensors(l, c);
-    put_head(p, c, l->n, tokenizer_bytes, 0);
+    size_t values, most = up(DIRECTORY + (size_t)l->n * RECORD + tokenizer_bytes, 4096);
+    const size_t head_bytes = most;
+    for (int i = 0; i < l->n; i++)
+        most = up(most, 256) + size_of(l->want[i].mat ? dtype : DT_F32, (size_t)l->want[i].rows,
+                                       (size_t)l->want[i].cols, &values);
+    uint8_t *p = calloc(1, most);
+    CHECK(p && most <= MAX_BYTES);
+    put_head(p, c, l->n, tokenizer_bytes, head_bytes);
     uint8_t *r = directory(p);
     memcpy(r + (size_t)l->n * RECORD, tokenizer, tokenizer_bytes);
-    const size_t head_bytes = up((size_t)(r - p) + (size_t)l->n * RECORD + tokenizer_bytes, 4096);
-    put_u64(p + 16, head_bytes);
     size_t end = head_bytes;
     for (int i = 0; i < l->n; i++, r += RECORD) {
         const Want *w = &l->want[i];
         const int dt = w->mat ? dtype : DT_F32;
         const size_t offset = up(end, 256);
-        size_t values;
         const size_t nbytes = size_of(dt, (size_t)w->rows, (size_t)w->cols, &values);
-        CHECK(offset + nbytes <= MAX_BYTES);
+        CHECK(offset + nbytes <= most);
         fill(p + offset, w, dt, nbytes, &seed);
         memcpy(r, w->name, sizeof w->name);
         put_u32(r + 48, (uint32_t)dt);
@@ -171,8 +174,7 @@ Fixture fixture_make(const Config *c, int dtype, const void *tokenizer, size_t t
         end = offset + nbytes;
     }
     free(l);
-    Fixture f = {realloc(p, end), end};
-    CHECK(f.data);
+    Fixture f = {p, end};
     put_u64(f.data + 24, end);
     fixture_seal(&f);
     return f;

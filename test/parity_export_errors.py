@@ -304,8 +304,7 @@ def check_usage(c):
     out, src = c.out, c.good
     for what, args, word in (
             ("no arguments", [], "required"), ("no output", [src], "required"), ("no source", ["-o", out], "SRC"),
-            ("int8", [src, "-o", out, "--dtype", "int8"], "int8 is not there yet"),
-            ("f64", [src, "-o", out, "--dtype", "f64"], "must be f32 or bf16"),
+            ("f64", [src, "-o", out, "--dtype", "f64"], "must be one of f32, bf16, int8, int4"),
             ("both", [src, "-o", out, "--lavis", "x", "y"], "either"),
             ("no llm", ["-o", out, "--lavis", "pretrain_opt2.7b", "y"], "--llm"),
             ("no such type", ["-o", out, "--lavis", "vitL", "y", "--llm", "z"], "pretrain_flant5xxl"),

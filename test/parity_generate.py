@@ -120,12 +120,14 @@ class FakeSeq2Seq(Fake):
 # ---------------------------------------------------------------------------------------------------------
 # Cases
 
-def random_case(rng, sample):
+def random_case(rng, sample, no_repeats=(0, 0, 1, 2, 2, 3, 4)):
     """A dict with the fields of a `case` line of test_generate.c, prompts as (salt, ids), and "t5"."""
-    V = rng.choice([16, 17, 31, 50, 64, 65, 130, 257])
+    no_repeat = rng.choice(no_repeats)
+    # Few words make repetitions likely; but with 1, each word comes only once.
+    V = rng.choice([16, 17] if no_repeat > 1 else [16, 17, 31, 50, 64, 65, 130, 257][4 * no_repeat:])
     t5 = rng.random() < 0.4
     eos, pad = rng.sample(range(V), 2)
-    max_new = rng.choice([1, 2, 3, 6, 10, 16, 24])
+    max_new = rng.choice([10, 16, 24] if no_repeat else [1, 2, 3, 6, 10, 16, 24])
     beams = 1 if sample else rng.choice([1, 2, 3, 4, 5, 6, 7])
     captions = rng.choice([1, 2, 3, 5]) if sample else rng.randint(1, beams)
     scale = rng.choice([2.0, 5.0, 9.0, 14.0])
@@ -136,7 +138,8 @@ def random_case(rng, sample):
                 repeat_penalty=rng.choice([1.0, 1.0, 1.0, 1.2, 1.5, 3.0, 0.7]),
                 temp=rng.choice([1.0, 0.7, 1.6]) if sample else 1.0,
                 top_p=rng.choice([1.0, 0.9, 0.9, 0.5, 0.05]) if sample else 1.0,
-                scale=scale, bias=round(rng.uniform(0.0, 0.45), 2) * scale, t5=t5)
+                scale=scale, bias=round(rng.uniform(0.0, 0.45), 2) * scale * (no_repeat < 2), t5=t5,
+                no_repeat=no_repeat)
     case["min_new"] = min(case["min_new"], max_new)
     case["prompts"] = []
     length = rng.randint(1, 6)
@@ -149,7 +152,7 @@ def random_case(rng, sample):
 
 def lines_of(case):
     fields = ("V eos pad beams captions max_new min_new sample top_k seed length_penalty repeat_penalty temp top_p "
-              "scale bias").split()
+              "scale bias no_repeat").split()
     text = ["case " + " ".join(repr(case[f]) for f in fields) + f" {len(case['prompts'])}"]
     return text + ["prompt " + " ".join(map(str, [salt, *ids])) for salt, ids in case["prompts"]]
 
@@ -191,6 +194,8 @@ def settings(case):
              do_sample=bool(case["sample"]), eos_token_id=case["eos"], pad_token_id=case["pad"], bos_token_id=None,
              length_penalty=case["length_penalty"], repetition_penalty=case["repeat_penalty"], early_stopping=False,
              return_dict_in_generate=True, output_scores=True, output_logits=True)
+    if case["no_repeat"]:
+        s["no_repeat_ngram_size"] = case["no_repeat"]
     if case["min_new"]:
         s["min_new_tokens"] = case["min_new"]
     if case["sample"]:
@@ -288,7 +293,7 @@ def check_cases(t, n, program, models):
     """n cases of beams and greedy, n / 2 of sampling. Returns them with their answers."""
     rng = random.Random(5)
     worst = dict(score=0.0, logprob=0.0, equal=0, answers=0)
-    seen = dict(cases=0, beams=0, middle=0, unlike_greedy=0, cut=0, several=0, near=0)
+    seen = dict(cases=0, beams=0, middle=0, unlike_greedy=0, cut=0, several=0, near=0, no_repeat=0, repeats=0)
     done = []
     for i in range(n + n // 2):
         case = random_case(rng, i >= n)
@@ -302,6 +307,9 @@ def check_cases(t, n, program, models):
         seen["cases"] += 1
         seen["middle"] += any(w[0] and 1 < len(w[2]) < case["max_new"] - 1 for w in want)
         seen["cut"] += any(not w[0] for w in want)
+        if case["no_repeat"]:
+            seen["no_repeat"] += 1
+            seen["repeats"] += truth(dict(case, no_repeat=0), models)[0][0][2] != want[0][2]
         if case["beams"] > 1:
             seen["beams"] += 1
             seen["several"] += len({tuple(w[2]) for w in want[:case["captions"]]}) > 1
@@ -309,7 +317,7 @@ def check_cases(t, n, program, models):
             seen["unlike_greedy"] += greedy[0][2] != want[0][2]
     print(f"answers: {worst['answers']}, of these {worst['equal']} with the very same score; largest error: "
           f"score {worst['score']:.1e}, log-probability {worst['logprob']:.1e}; {seen}")
-    for name, share in (("middle", 4), ("cut", 5), ("unlike_greedy", 6), ("several", 4)):
+    for name, share in (("middle", 4), ("cut", 5), ("unlike_greedy", 6), ("several", 4), ("repeats", 10)):
         t.expect(seen[name] * share > seen["cases"], f"too few cases show something: {name}, {seen}")
     # Control: answers to another case must not pass.
     bad = Tally()
@@ -325,7 +333,7 @@ def check_tiny_vocabularies(t, program, models):
     rng = random.Random(6)
     checked = left = 0
     for _ in range(150):
-        case = random_case(rng, False)
+        case = random_case(rng, False, [0])
         case.update(V=rng.randint(2, 9), beams=rng.randint(2, 7))
         case.update(eos=rng.randrange(case["V"]), pad=rng.randrange(case["V"]), captions=case["beams"])
         case["prompts"] = [(salt, [i % case["V"] for i in ids]) for salt, ids in case["prompts"]]
@@ -379,14 +387,15 @@ def check_prompt_lengths(t):
                 try:
                     model.generate(pixel_values=torch.zeros(1, 3, 28, 28), input_ids=torch.tensor([ids]),
                                    attention_mask=torch.ones(1, len(ids)).long(), num_beams=beams, max_new_tokens=9,
-                                   min_new_tokens=2, repetition_penalty=1.5)
+                                   min_new_tokens=2, repetition_penalty=1.5, no_repeat_ngram_size=2)
                 except Stop:
                     pass
             start = ids if kind == "opt" else [0]
             t.expect(seen.get("ids") == [start] * beams, f"{kind}: the search starts with {seen.get('ids')}")
             t.expect(seen["config"].max_length == len(start) + 9, f"{kind}: max_length {seen['config'].max_length}")
-            t.expect(seen["processors"] == ["RepetitionPenaltyLogitsProcessor", "MinLengthLogitsProcessor",
-                                            "MinNewTokensLengthLogitsProcessor"], f"{kind}: {seen['processors']}")
+            t.expect(seen["processors"] == ["RepetitionPenaltyLogitsProcessor", "NoRepeatNGramLogitsProcessor",
+                                            "MinLengthLogitsProcessor", "MinNewTokensLengthLogitsProcessor"],
+                     f"{kind}: {seen['processors']}")
             t.expect(seen["config"].min_length == len(start) + 2, f"{kind}: min_length {seen['config'].min_length}")
 
 

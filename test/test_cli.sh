@@ -1,8 +1,9 @@
 #!/bin/sh
 # test/test_cli.sh BLIP2: the command line against bad input: exit codes, one clear line on stderr, the rest still done.
 #
-# In order: helpers, what works, wrong usage, wrong weight files, wrong images, prompts, the tokenizer modes, JSON,
-# where output cannot go, too little memory, interruption. What the answers say is tested elsewhere (test_tiny.c).
+# In order: helpers, what works, wrong usage, wrong weight files, wrong images, prompts, questions, choosing words,
+# lists of images and the demo model, the tokenizer modes, JSON, where output cannot go, too little memory, interruption.
+# What the answers say is tested elsewhere (test_tiny.c).
 # SAN=1 leaves out what address sanitizers cannot do.
 
 blip2=$1 passed=0 failed=0 skipped=0
@@ -78,7 +79,7 @@ run -m $opt --nucleus $good
 said 0 1 "seed " "a random seed is printed"
 run --help
 that "--help on stdout" grep -q 'usage: blip2' "$tmp/out"
-accept 3 --version
+accept 6 --version
 that "--version on stdout" grep -q '^blip2 [0-9]' "$tmp/out"
 
 # ----------------------------------------------------------------------------------------------------------
@@ -193,6 +194,109 @@ for model in $opt $t5; do
     run -m $model -p "$long$long$long" -p "a photo of" --ctx 40 $good
     said 1 1 "tokens" "a long prompt before a short one"
 done
+
+# ----------------------------------------------------------------------------------------------------------
+# Questions: each sees those before, --context as well.
+
+texts() { sed -n 's/.*"outputs":\[{"text":"\([^"]*\)".*/\1/p' "$tmp/out"; }
+asked() { sed -n 's/.*"prompt":"\([^"]*\)".*/\1/p' "$tmp/out"; }
+for model in $opt $t5; do
+    accept 2 -m $model -n 4 -q "what is it?" -q "where?" --json $good
+    that "the question is in the JSON" grep -q '"question":"where?","prompt":"Question: what is it? Answer: ' "$tmp/out"
+    asked >"$tmp/asked"
+    that "the first prompt" test "$(sed -n 1p "$tmp/asked")" = "Question: what is it? Answer:"
+    first=$(texts | sed -n 1p)
+    case $first in *\\*) ;; *) that "the second prompt" test "$(sed -n 2p "$tmp/asked")" = \
+        "Question: what is it? Answer: ${first%.}. Question: where? Answer:" ;; esac
+    printf 'who?\ta man\nwhat?\ta hat.\n' >"$tmp/turns"
+    accept 1 -m $model --context "$tmp/turns" -q "which?" --json $good
+    that "turns from a file" test "$(asked)" = "Question: who? Answer: a man. Question: what? Answer: a hat. Question: which? Answer:"
+    cp "$tmp/out" "$tmp/first"
+    accept 2 -m $model --context "$tmp/turns" -q "which?" --json $good $good
+    that "each image starts anew" cmp "$(sed -n 2p "$tmp/out" >"$tmp/second"; echo "$tmp/second")" "$tmp/first"
+    accept 1 -m $model -p "Question: which? Answer:" -n 10 --length-penalty $([ $model = $opt ] && echo 0 || echo -1) $good
+    cp "$tmp/out" "$tmp/other"
+    accept 1 -m $model --vqa -q "which?" $good
+    that "--vqa" cmp "$tmp/out" "$tmp/other"
+    i=0; while [ $i -lt 60 ]; do printf 'who is it %s?\tnobody\n' $i; i=$((i + 1)); done >"$tmp/turns"
+    run -m $model --context "$tmp/turns" -q "which?" -n 5 --ctx 80 --json $good
+    said 0 1 "the oldest turns were dropped" "a context that is too long"
+    that "the latest turns are kept" sh -c "grep -q 'who is it 59? Answer: nobody. Question: which' '$tmp/out'"
+    run -m $model --context "$tmp/turns" -q "which?" -n 5 --ctx 80 --quiet $good
+    that "--quiet says nothing of it" test ! -s "$tmp/err"
+done
+refuse 2 "-p" -m $opt -q a -p b $good
+refuse 1 "cannot open" -m $opt -q a --context "$tmp/absent" $good
+echo "no tab" >"$tmp/turns" && refuse 1 "line 1: expected a question" -m $opt -q a --context "$tmp/turns" $good
+printf 'see <image>\tyes\n' >"$tmp/turns" && refuse 1 "turn 1: " -m $opt -q a --context "$tmp/turns" $good
+
+# ----------------------------------------------------------------------------------------------------------
+# How words are chosen, and words as they come.
+
+for model in $opt $t5; do
+    accept 1 -m $model -b 1 $good && cp "$tmp/out" "$tmp/other"
+    accept 1 -m $model --stream $good
+    that "--stream says the same" cmp "$tmp/out" "$tmp/other"
+    accept 1 -m $model -b 1 --scores $good && cp "$tmp/out" "$tmp/other"
+    accept 1 -m $model --stream --scores $good
+    that "--stream --scores" cmp "$tmp/out" "$tmp/other"
+    accept 2 -m $model --stream $good $good
+    that "names of several images" grep -q "^$good	" "$tmp/out"
+    accept 1 -m $model -b 1 --no-repeat-ngram 1 --json $good
+    tokens=$(sed 's/.*"tokens":\[\([0-9,]*\)\].*/\1/' "$tmp/out" | tr , '\n')
+    that "--no-repeat-ngram 1: no token twice" test -z "$(echo "$tokens" | sort | uniq -d)"
+done
+run -m $opt --nucleus -c 3 -s 1 --top-k 1 --distinct $good
+said 0 1 "only 1 of 3 samples are distinct after 48 tries" "--distinct"
+accept 5 -m $opt --nucleus -c 5 -s 1 --distinct $good
+that "all differ" test "$(sort -u "$tmp/out" | wc -l)" -eq 5
+accept 1 -m $t5 --json $good
+text=$(texts)
+accept 1 -m $t5 --json --stop "${text#????}" $good
+that "--stop cuts" sh -c "grep -q '\"finish\":\"stop\"' '$tmp/out' && ! grep -qF '${text#????}' '$tmp/out'"
+refuse 2 "--stop" -m $opt --stop "" $good
+refuse 2 "UTF-8" -m $opt --stop "$(printf 'x\377')" $good
+refuse 2 "--stream" -m $opt --stream -b 3 $good
+refuse 2 "--stream" -m $opt --stream --nucleus -c 2 $good
+refuse 2 "--distinct" -m $opt --distinct $good
+
+# ----------------------------------------------------------------------------------------------------------
+# Lists of images, failures in JSON, devices, the demo model.
+
+printf '%s\n\n%s\r\n%s\n' $good "$tmp/i/text.jpg" $good >"$tmp/list"
+run -m $opt -b 1 "@$tmp/list"
+said 1 1 "$tmp/i/text.jpg: " "a list"
+that "the rest of a list is done" test "$(wc -l <"$tmp/out")" -eq 2
+cp "$tmp/out" "$tmp/other"
+run -m $opt -b 1 --images-from "$tmp/list"
+that "--images-from FILE" cmp "$tmp/out" "$tmp/other"
+from "$tmp/list" run -m $opt -b 1 --images-from -
+that "--images-from -" cmp "$tmp/out" "$tmp/other"
+echo $good >"$tmp/list1"
+accept 2 -m $opt -b 1 $good "@$tmp/list1"
+: >"$tmp/none" && accept 0 -m $opt "@$tmp/none"
+refuse 1 "cannot open this list" -m $opt "@$tmp/absent"
+run -m $opt -b 1 --json $good "$tmp/i/text.jpg" $good
+said 1 1 "$tmp/i/text.jpg: " "a bad image with --json"
+that "it is an object on stdout too" grep -q "^{\"image\":\"$tmp/i/text.jpg\",\"error\":\"not an image" "$tmp/out"
+that "beside the others" test "$(wc -l <"$tmp/out")" -eq 3
+accept 1 -m $opt --device cpu $good
+refuse 3 "no CUDA backend" -m $opt --device cuda $good
+refuse 3 "no CUDA backend" -m $opt --device cuda:1 $good
+refuse 2 "--cpu-isa" -m $opt --cpu-isa i486 $good
+mkdir "$tmp/bin" "$tmp/bin/demo" "$tmp/share" "$tmp/share/blip2"
+cp "$blip2" "$tmp/bin/blip2"
+blip2_was=$blip2 blip2=$tmp/bin/blip2
+refuse 2 "which model?" $good
+cp $opt "$tmp/bin/demo/demo.bin"
+run $good
+said 0 1 "demo model" "the demo model beside the program"
+accept 1 --quiet $good
+refuse 2 "which image?"
+mv "$tmp/bin/demo/demo.bin" "$tmp/share/blip2"
+run $good
+said 0 1 "demo model" "the demo model where it is installed"
+blip2=$blip2_was
 
 # ----------------------------------------------------------------------------------------------------------
 # --tokenize and --detokenize.

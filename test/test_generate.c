@@ -6,7 +6,7 @@
 //
 // One case is a line, its prompts the lines behind it; test/data/generate.golden has the answers in between.
 //     case V eos pad beams captions max_new min_new sample top_k seed length_penalty repeat_penalty temp top_p
-//          scale bias B                              (one line)
+//          scale bias no_repeat B                    (one line)
 //     prompt salt id id ...                          (B of them) ids that count as seen
 //     answer stopped score id id ...                 (B * captions of them) without the end token
 
@@ -122,11 +122,11 @@ static void run_case(Answers *out, const Case *c) {
 static bool read_case(Case *c, const char *line) {
     int sample;
     unsigned long long seed;
-    const int n = sscanf(line, "case %d %d %d %d %d %d %d %d %d %llu %lf %lf %lf %lf %f %f %d", &c->V, &c->eos, &c->pad,
-                         &c->how.beams, &c->how.captions, &c->how.max_new, &c->how.min_new, &sample, &c->how.top_k,
-                         &seed, &c->how.length_penalty, &c->how.repeat_penalty, &c->how.temp, &c->how.top_p,
-                         &c->scale, &c->bias, &c->B);
-    if (n != 17) return false;
+    const int n = sscanf(line, "case %d %d %d %d %d %d %d %d %d %llu %lf %lf %lf %lf %f %f %d %d", &c->V, &c->eos,
+                         &c->pad, &c->how.beams, &c->how.captions, &c->how.max_new, &c->how.min_new, &sample,
+                         &c->how.top_k, &seed, &c->how.length_penalty, &c->how.repeat_penalty, &c->how.temp, &c->how.top_p,
+                         &c->scale, &c->bias, &c->how.no_repeat_ngram, &c->B);
+    if (n != 18) return false;
     c->how.sample = sample != 0;
     c->how.seed = seed;
     return c->V >= 2 && c->B >= 1 && c->B <= MAX_B && c->how.max_new < MAX_NEW &&

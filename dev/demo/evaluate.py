@@ -1,13 +1,12 @@
 """How good the demo model is: runs the program ./blip2 over scenes it has never seen and prints a table.
 
-    python dev/demo/evaluate.py --drawings D --index I --model demo/demo.bin --torch HF_FOLDER --scenes 300 \
-                                --json scores.json
+    python dev/demo/evaluate.py --drawings D --index I --scenes 300 --json scores.json
 
 Two sets of scenes: the styles of the training in compositions (nouns and background colour) that were held
 out, and the style that was held out. Every scene gets its caption and one question of every kind it allows.
-Beside the program's shares stand chance (the best constant answer) and, with --torch, what transformers'
-generate gives for the same picture files with the same weights; the last line counts answers in which the two
-differ.
+Beside the program's shares stand chance (the best constant answer) and what transformers' generate gives for
+the same picture files with the same weights (unpack.py makes its folder of the weight file); the last line counts
+answers in which the two differ. --no-torch leaves PyTorch out.
 
 In this file, in order: Asked (one text to ask), make_set, ask_program, ask_torch, score, the table, main.
 """
@@ -27,6 +26,7 @@ from PIL import Image
 import scenes as S
 from texts import KINDS, Words
 
+ROOT = os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "..")
 SIDE = 224                      # of the picture files; the program shrinks them to the model's size itself
 ROWS = ["caption", "noun in caption", *KINDS[1:]]
 
@@ -93,12 +93,16 @@ def ask_program(args, asked):
     print(f"{len(asked)} texts about {len(images)} pictures in {time.time() - start:.0f} s", file=sys.stderr)
 
 
-def ask_torch(folder, asked):
+def ask_torch(args, settings, folder, asked):
     """The same with transformers in fp32: picture file -> Pillow's bicubic -> generate."""
     import torch
 
     import model as M
-    torch.set_num_threads(1)
+    import unpack
+    torch.set_num_threads(args.threads)
+    folder = os.path.join(folder, "hf")
+    if not os.path.exists(folder):
+        unpack.unpack_folder(folder, args.model, settings)
     net = M.Blip2ForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).eval()
     tok = M.load_tokenizer(folder)
     for i in range(0, len(asked), 256):
@@ -160,26 +164,25 @@ def table(results, who):
 def main():
     ap = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     S.add_source_options(ap)
-    ap.add_argument("--program", default="./blip2")
-    ap.add_argument("--model", help="the exported file; without it only --torch is asked")
-    ap.add_argument("--torch", metavar="FOLDER", help="the same model as transformers' folder")
+    ap.add_argument("--program", default=os.path.join(ROOT, "blip2"))
+    ap.add_argument("--model", default=os.path.join(ROOT, "demo", "demo.bin"))
+    ap.add_argument("--settings", metavar="FOLDER", help="the model's config.json [demo/demo-hf of demo/demo.bin]")
+    ap.add_argument("--no-torch", action="store_true", help="ask only the program")
     ap.add_argument("--scenes", type=int, default=300, help="for each of the two sets")
     ap.add_argument("--threads", type=int, default=1)
     ap.add_argument("--seed", type=int, default=11)
     ap.add_argument("--json", metavar="FILE", help="write scores and every answer here")
     args = ap.parse_args()
-    if not args.model and not args.torch:
-        ap.error("nothing to evaluate: give --model, --torch or both")
-    who = ["program"] * bool(args.model) + ["torch"] * bool(args.torch) + ["chance"]
+    settings = args.settings or os.path.splitext(args.model)[0] + "-hf"
+    who = ["program"] + ["torch"] * (not args.no_torch) + ["chance"]
     results, everything, differ, texts = {}, {}, 0, 0
     with tempfile.TemporaryDirectory() as folder:
         for name, keep, which in (("seen styles, new compositions", lambda s: s != S.HELD_OUT_STYLE, "new"),
                                   ("unseen style", lambda s: s == S.HELD_OUT_STYLE, "any")):
             asked, words = make_set(args, folder, keep, which)
-            if args.model:
-                ask_program(args, asked)
-            if args.torch:
-                ask_torch(args.torch, asked)
+            ask_program(args, asked)
+            if not args.no_torch:
+                ask_torch(args, settings, folder, asked)
             results[name] = {w: score(asked, words, w) for w in who}
             everything[name] = [asdict(a) for a in asked]
             texts += len(asked)

@@ -1,8 +1,9 @@
 """The demo model: a tiny Blip2ForConditionalGeneration, its start values, its texts as tensors.
 
-In this file, in order: build (configuration and start values), pixels, make_tokenizer, Packer, patch_states,
-image_embeds, text_logits, text_loss and exact (several texts for one encoded image in a single pass of the
-language model), answers (greedy decoding with transformers' own generate), export.
+In this file, in order: build (configuration and start values), pixels, make_tokenizer, Packer (several texts
+for one encoded image in a single pass of the language model), patch_states, image_embeds, text_loss, exact,
+answers (greedy decoding with transformers' own generate), export. The language model here is OPT's kind;
+model_t5.py has what is different for Flan-T5's.
 
 Why several texts for one image: the ViT costs most, and a text costs a tenth of it. One row of the language
 model's batch is
@@ -27,6 +28,7 @@ MEAN = torch.tensor([0.48145466, 0.4578275, 0.40821073]).view(1, 3, 1, 1)      #
 STD = torch.tensor([0.26862954, 0.26130258, 0.27577711]).view(1, 3, 1, 1)
 BOS, PAD, EOS_OPT, UNK = 0, 1, 2, 3     # OPT's ids: text begins with </s> = 2, and ends with a newline
 QUERIES = 12
+MOST_TEXTS = 64                         # for one image in a batch
 
 
 def build(vocab, newline, image_token, seed):
@@ -177,6 +179,19 @@ class Packer:
         see &= np.tril(np.ones((Q + N, Q + N), bool))[None]
         return [torch.from_numpy(a) for a in (ids, target, group[:, Q:].copy(), place, see[:, None])]
 
+    @staticmethod
+    def logits(model, embeds, batch):
+        """embeds (B,Q,C), batch of pack -> logits (W,V) where an answer's token is next, that token (W), and
+        the text it belongs to (W): image * MOST_TEXTS + number from 0."""
+        ids, target, group, place, see = batch
+        lm = model.language_model
+        x = torch.cat([embeds, lm.get_input_embeddings()(ids)], 1)
+        mask = torch.zeros(see.shape).masked_fill_(~see, torch.finfo(torch.float32).min)
+        h = lm.model.decoder(inputs_embeds=x, attention_mask=mask, position_ids=place, use_cache=False)[0]
+        wanted = target >= 0
+        text = wanted.nonzero()[:, 0] * MOST_TEXTS + group[wanted] - 1
+        return lm.lm_head(h[:, embeds.shape[1]:][wanted]), target[wanted], text
+
 
 def patch_states(vit, pixel_values, keep=None):
     """(B,1+P,C): Blip2VisionModel.forward; with keep (B,K) only the class token and K patches go through.
@@ -199,41 +214,27 @@ def image_embeds(model, pixel_values, keep=None):
     return patches, queries, model.language_projection(queries)
 
 
-def text_logits(model, embeds, batch):
-    """embeds (B,Q,C), batch of Packer.pack -> logits (W,V) where an answer's token is next, it (W)."""
-    ids, target, _, place, see = batch
-    lm = model.language_model
-    x = torch.cat([embeds, lm.get_input_embeddings()(ids)], 1)
-    mask = torch.zeros(see.shape).masked_fill_(~see, torch.finfo(torch.float32).min)
-    h = lm.model.decoder(inputs_embeds=x, attention_mask=mask, position_ids=place, use_cache=False)[0]
-    wanted = target >= 0
-    return lm.lm_head(h[:, embeds.shape[1]:][wanted]), target[wanted]
-
-
-def text_loss(logits, batch):
-    """logits (W,V) of text_logits -> mean loss of the texts, share of tokens right.
+def text_loss(logits, target, text):
+    """What Packer.logits returns -> mean loss of the texts, share of tokens right.
 
     Every text weighs the same: by tokens, captions would drown "yes" and "no", from which the model learns to
     compare a word with what it sees.
     """
-    wanted = batch[1] >= 0
-    target, text = batch[1][wanted], wanted.nonzero()[:, 0] * 64 + batch[2][wanted]
     _, which, count = text.unique(return_inverse=True, return_counts=True)
     weight = 1 / count[which].float()
-    loss = (F.cross_entropy(logits, target, reduction="none") * weight).sum() / len(count)
+    loss = (F.cross_entropy(logits.float(), target, reduction="none") * weight).sum() / len(count)
     return loss, (logits.argmax(1) == target).float().mean().item()
 
 
-def exact(model, embeds, batch):
-    """-> {(image, text number from 0): True if greedy decoding would give exactly that answer}.
+def exact(logits, target, text):
+    """What Packer.logits returns -> {(image, text number from 0): would greedy decoding give that answer?}
 
     Greedy decoding follows the answer as long as every token of it is the likeliest after those before it, so
     one pass over the given answer decides.
     """
-    logits, target = text_logits(model, embeds, batch)
-    right, out = (logits.argmax(1) == target).tolist(), {}
-    for (b, at), ok in zip((batch[1] >= 0).nonzero().tolist(), right, strict=True):
-        key = (b, batch[2][b, at].item() - 1)
+    out = {}
+    for at, ok in zip(text.tolist(), (logits.argmax(1) == target).tolist(), strict=True):
+        key = divmod(at, MOST_TEXTS)
         out[key] = out.get(key, True) and ok
     return out
 
@@ -241,20 +242,19 @@ def exact(model, embeds, batch):
 @torch.no_grad()
 def answers(model, tok, pixel_values, prompts, new_tokens=40):
     """Greedy answers by transformers' generate. pixel_values (B,3,S,S), B prompts -> B texts."""
-    newline = tok.encode("\n", add_special_tokens=False).ids[0]
     Q, image = model.config.num_query_tokens, model.config.image_token_index
     by_length, out = {}, [None] * len(prompts)
-    rows = [[image] * Q + [EOS_OPT] + tok.encode(p, add_special_tokens=False).ids for p in prompts]
+    rows = [[image] * Q + tok.encode(p).ids for p in prompts]
     for i, r in enumerate(rows):
         by_length.setdefault(len(r), []).append(i)
     for group in by_length.values():                    # equal lengths only: no padding, so no doubt about it
         ids = torch.tensor([rows[i] for i in group])
         got = model.generate(pixel_values=pixel_values[group], input_ids=ids,
                              attention_mask=torch.ones_like(ids), max_new_tokens=new_tokens,
-                             do_sample=False, eos_token_id=newline, pad_token_id=PAD)
+                             do_sample=False)
         for i, g in zip(group, got.tolist(), strict=True):
             g = g[len(rows[i]):] if g[:Q] == [image] * Q else g
-            out[i] = tok.decode([t for t in g if t > UNK and t != newline]).strip()
+            out[i] = tok.decode(g).strip()               # skips special tokens
     return out
 
 
@@ -265,7 +265,8 @@ def export(model, tok_folder, folder, dtype=torch.bfloat16):
     copy.deepcopy(model).to(dtype).save_pretrained(folder)
     for name in ("vocab.json", "merges.txt", "tokenizer.json", "tokenizer_config.json",
                  "special_tokens_map.json"):
-        shutil.copy(os.path.join(tok_folder, name), folder)
+        if os.path.exists(os.path.join(tok_folder, name)):      # T5's kind has no merges
+            shutil.copy(os.path.join(tok_folder, name), folder)
     with open(os.path.join(folder, "preprocessor_config.json"), "w") as f:
         json.dump({"image_processor_type": "BlipImageProcessor", "processor_class": "Blip2Processor",
                    "do_convert_rgb": True, "do_normalize": True, "do_rescale": True, "do_resize": True,

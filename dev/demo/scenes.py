@@ -33,6 +33,18 @@ car bus bicycle train airplane rocket house star umbrella balloon soccer_ball gu
 heart""".replace("_", "\0").split()
 NOUNS = [n.replace("\0", " ") for n in NOUNS]
 
+# For a second, longer training (train.py --nouns many): all that every style has a drawing of, but for those.
+MORE_NOUNS = """mouse koala tiger leopard wolf horse sheep goat camel squirrel chicken chick crocodile
+snake dragon whale dolphin caterpillar ant spider tulip hibiscus rose palm_tree clover maple_leaf melon
+orange lemon pear peach tomato chili_pepper sushi ice_cream cookie cake candy lollipop coffee wine_glass
+beer_mug mountain volcano factory castle church fountain tent ferris_wheel tram truck tractor motorcycle
+sailboat ship helicopter anchor traffic_light watch alarm_clock hourglass sun moon cloud rainbow
+snowflake Christmas_tree jack-o-lantern gift trophy baseball basketball palette tie shirt dress handbag
+backpack shoe boot hat ring bell microphone radio saxophone trumpet piano violin phone laptop printer
+television camera light_bulb flashlight candle book newspaper envelope box pencil crayon lock hammer bomb
+wrench microscope telescope syringe door toilet bathtub ghost skull alien""".replace("_", "\0").split()
+MORE_NOUNS = NOUNS + [n.replace("\0", " ") for n in MORE_NOUNS]
+
 HELD_OUT_STYLE = "fxemoji"
 # Near copies of each other count as one style when a style is drawn at random.
 STYLE_GROUP = {"fluent-3d": "fluent", "fluent-flat": "fluent",

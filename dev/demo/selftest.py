@@ -10,6 +10,7 @@ import torch
 from PIL import Image, ImageDraw
 
 import model as M
+import model_t5 as M5
 import scenes as S
 from texts import Words
 
@@ -100,7 +101,8 @@ def check_model(toy, words):
         packer = M.Packer(tok)
         with torch.no_grad():
             batch = packer.pack(rows)
-            logits, _ = M.text_logits(net, M.image_embeds(net, x)[2], batch)
+            embeds = M.image_embeds(net, x)[2]
+            logits, target, text = packer.logits(net, embeds, batch)
             alone = []
             for b, texts in enumerate(rows):
                 for prompt, answer in texts:
@@ -114,12 +116,12 @@ def check_model(toy, words):
         worst = (torch.cat(alone) - logits).abs().max().item()
         check("packed texts give what the model's own forward gives", worst < 1e-4, f"to {worst:.1e}")
         batch[4][:] = torch.ones_like(batch[4]).tril()  # negative control: every text sees the ones before it
-        other = M.text_logits(net, M.image_embeds(net, x)[2], batch)[0]
+        other = packer.logits(net, embeds, batch)[0]
         wrong = (torch.cat(alone) - other).abs().max().item()
         check("and would not with a wrong mask", wrong > 1e-2, f"{wrong:.1e}")
         got = M.answers(net, tok, x, [r[1][0] for r in rows], 6)
         batch = packer.pack([[(r[1][0], g)] for r, g in zip(rows, got, strict=True)])
-        exact = M.exact(net, M.image_embeds(net, x)[2], batch)
+        exact = M.exact(*packer.logits(net, embeds, batch))
         check("exact() runs on generated answers", len(exact) == 3)
         from transformers import AutoTokenizer
         text = "Question: how many dogs are there? Answer: two\n"
@@ -127,11 +129,45 @@ def check_model(toy, words):
               [2] + tok.encode(text, add_special_tokens=False).ids)
 
 
+def check_t5(toy, words):
+    with tempfile.TemporaryDirectory() as folder:
+        tok = M5.make_tokenizer(words.corpus() * 3, 400, folder)
+        net = M5.build(M.build(400, 4, 399, 1), tok.get_vocab_size(), tok.token_to_id("<image>"), 2).eval()
+        scenes = [S.sample_scene(toy, 1, i) for i in range(3)]
+        x = M.pixels([S.render(s, M.IMAGE)[0] for s in scenes])
+        rows = [[t[1:] for t in words.texts(s, np.random.default_rng(1), 3)] for s in scenes]
+        packer = M5.PackerT5(tok)
+        with torch.no_grad():
+            for p in net.parameters():
+                p.add_(torch.randn_like(p) * .05)
+            embeds = M.image_embeds(net, x)[2]
+            logits, _, text = packer.logits(net, embeds, packer.pack(rows))
+            alone = []
+            for b, texts in enumerate(rows):
+                for prompt, answer in texts:
+                    ids = torch.tensor([[net.config.image_token_index] * M.QUERIES + packer.ids(prompt)])
+                    said = torch.tensor([[M5.PAD, *packer.ids(answer)[:-1]]])
+                    alone.append(net(pixel_values=x[b:b + 1], input_ids=ids, decoder_input_ids=said).logits[0])
+        worst = (torch.cat(alone) - logits).abs().max().item()
+        check("T5: texts of a batch give what the model's own forward gives", worst < 1e-4, f"to {worst:.1e}")
+        wrong = (torch.cat(alone[::-1]) - logits).abs().max().item()
+        check("T5: and those of other texts do not", wrong > 1e-2, f"{wrong:.1e}")
+        check("T5: every text is there", len(text.unique()) == sum(map(len, rows)))
+        check("T5: the exact GELU", type(net.language_model.encoder.block[0].layer[1].DenseReluDense.act)
+              .__name__ == "GELUActivation")
+        from transformers import AutoTokenizer
+        text = "Question: how many dogs are there? Answer:"
+        check("T5: the tokenizer reads back", AutoTokenizer.from_pretrained(folder)(text).input_ids ==
+              tok.encode(text).ids and tok.decode(tok.encode(text).ids) == text)
+
+
 def main():
     toy = Toy()
     check_scenes(toy)
     check_side(toy)
-    check_model(toy, check_texts(toy))
+    words = check_texts(toy)
+    check_model(toy, words)
+    check_t5(toy, words)
     print(f"{TALLY[0]} passed, {TALLY[1]} failed, 0 skipped")
     sys.exit(TALLY[1] > 0)
 

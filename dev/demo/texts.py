@@ -202,7 +202,7 @@ class Words:
     def texts(self, scene, rng, count):
         """A caption and count - 1 different questions, for training."""
         out, seen = [self.some_caption(rng, scene)], set()
-        share = {"noun": .1, "count": .21, "background": .05, "yes/no": .26, "position": .2,
+        share = {"noun": .09, "count": .21, "background": .04, "yes/no": .22, "position": .26,
                  "follow-up": .18}
         while len(out) < count:
             got = self.ask(str(rng.choice(list(share), p=list(share.values()))), rng, scene)

@@ -14,6 +14,9 @@ blip: all parts learn from texts, several for one image. Three helping losses st
       Starts from DIR/vit.pt and DIR/words.pt, or with --start FOLDER from an exported model (its
       helping heads start anew).
 
+A second model with a Flan-T5, which borrows the ViT and Q-Former of the finished first one and leaves them as
+they are, is trained with `words` and `blip` and --first DIR-OF-THE-FIRST.
+
 DIR gets vit.pt / blip.pt (everything needed to go on: run the same command again), log.jsonl, curves.png, the
 tokenizer, and with stage blip the folder hf/ (bf16, save_pretrained). --scenes is the whole length of the
 stage; the learning rate falls over its last part, so a longer stage is asked for from the beginning.
@@ -33,35 +36,19 @@ import torch
 import torch.nn.functional as F
 
 import model as M
+import model_t5 as M5
 import scenes as S
+from heads import Oracle, QueryHeads, VitHeads, truths
 from optimizer import Optimizers, schedule
 from texts import KINDS, Words
-
-
-class VitHeads(torch.nn.Module):
-    """What covers a patch (nouns and background), and whether the centre of an object lies in it."""
-
-    def __init__(self, width, nouns):
-        super().__init__()
-        self.noun, self.centre = torch.nn.Linear(width, nouns + 1), torch.nn.Linear(width, 1)
-        self.register_buffer("weight", torch.ones(nouns + 1), persistent=False)
-        self.weight[-1] = .2                             # half of the patches are background, and easy
-
-    def loss(self, patches, labels):
-        """patches (B,P,C), labels (B,2,P) -> loss, share of the object patches named right."""
-        logits, noun = self.noun(patches), labels[:, 0]
-        loss = F.cross_entropy(logits.flatten(0, 1), noun.flatten(), weight=self.weight, ignore_index=-100)
-        where = F.binary_cross_entropy_with_logits(self.centre(patches)[..., 0], labels[:, 1].float(),
-                                                   pos_weight=torch.tensor(5.0))
-        on = (noun >= 0) & (noun < len(self.weight) - 1)
-        return loss + .3 * where, ((logits.argmax(-1) == noun) & on).sum().item() / max(on.sum().item(), 1)
 
 
 class Source:
     """Batches of scenes from one set of drawings."""
 
-    def __init__(self, args, keep, nouns=None):
-        self.drawings = S.Drawings(args.drawings, args.index, nouns or S.NOUNS, keep)
+    def __init__(self, args, keep):
+        nouns = S.MORE_NOUNS if args.nouns == "many" else S.NOUNS
+        self.drawings = S.Drawings(args.drawings, args.index, nouns, keep)
         self.id, self.seed = {n: i for i, n in enumerate(self.drawings.nouns)}, args.seed
 
     def batches(self, first, total, count, dense):
@@ -102,6 +89,10 @@ class Source:
         return scenes, pictures, labels
 
 
+def make_packer(args, tok):
+    return M5.PackerT5(tok) if args.first else M.Packer(tok)
+
+
 def halves(args):
     """The context in which products are done in bf16, if --bf16 asks for it."""
     return torch.autocast("cpu", torch.bfloat16, enabled=args.bf16)
@@ -132,10 +123,13 @@ class Run:
 
     def batches(self, source, dense):
         """Source.batches for what is left to do, until there is nothing or until asked to stop."""
-        for batch in source.batches(self.done, self.args.scenes, self.args.batch, dense):
-            if not self.more():
-                return
-            yield batch
+        batches = source.batches(self.done, self.args.scenes, self.args.batch, dense)
+        while self.more():
+            try:
+                yield next(batches)
+            except (EOFError, OSError):                  # the process that draws was asked to stop as well
+                if not self.stop:
+                    raise
 
     def more(self):
         """True while there is something to do; saves before it says no because it was asked to stop."""
@@ -211,63 +205,6 @@ def draw_curves(folder):
     plt.close(fig)
 
 
-class QueryHeads(torch.nn.Module):
-    """What the first queries should find: query i the noun and place of object i from the left, 4 the colour.
-
-    Without this the Q-Former must discover from words alone that there are objects.
-    """
-    OBJECTS = 4
-
-    def __init__(self, width, nouns):
-        super().__init__()
-        self.noun, self.at = torch.nn.Linear(width, nouns + 1), torch.nn.Linear(width, 2)
-        self.colour = torch.nn.Linear(width, len(S.COLOURS))
-
-    def loss(self, queries, truth):
-        """queries (B,Q,C), truth from truths() -> loss, share of the objects whose noun is right."""
-        noun, at, colour = truth
-        none = self.noun.out_features - 1
-        logits, there = self.noun(queries[:, :self.OBJECTS]), noun < none
-        loss = F.cross_entropy(logits.flatten(0, 1), noun.flatten())
-        loss = loss + 2 * F.smooth_l1_loss(self.at(queries[:, :self.OBJECTS])[there], at[there], beta=.1)
-        loss = loss + .3 * F.cross_entropy(self.colour(queries[:, self.OBJECTS]), colour)
-        return loss, ((logits.argmax(-1) == noun) & there).sum().item() / there.sum().item()
-
-
-def truths(scenes, noun_id):
-    """-> noun (B,4) of the objects from the left, len(noun_id) for none, their places (B,4,2), colour (B)."""
-    noun = torch.full((len(scenes), QueryHeads.OBJECTS), len(noun_id))
-    at, colours = torch.zeros(len(scenes), QueryHeads.OBJECTS, 2), list(S.COLOURS)
-    for b, s in enumerate(scenes):
-        for i, t in enumerate(s.things):
-            noun[b, i], at[b, i] = noun_id[t.noun], torch.tensor([t.x, t.y])
-    return noun, at, torch.tensor([colours.index(s.colour) for s in scenes])
-
-
-class Oracle(torch.nn.Module):
-    """Writes down what the queries would say of a picture that is understood perfectly.
-
-    The language model learns to count, compare and answer from these, without the cost of pictures and
-    without being misled by what the ViT does not see yet; the Q-Former is then drawn towards them.
-    """
-
-    def __init__(self, queries, width, nouns):
-        super().__init__()
-        self.slot = torch.nn.Parameter(torch.randn(queries, width) * .5)
-        self.noun, self.at = torch.nn.Embedding(nouns + 1, width), torch.nn.Linear(2, width, bias=False)
-        self.colour = torch.nn.Embedding(len(S.COLOURS), width)
-        torch.nn.init.normal_(self.at.weight, 0, 1.5)
-
-    def forward(self, truth):
-        """-> (B,Q,C), normalised as the Q-Former's last step normalises."""
-        noun, at, colour = truth
-        there = (noun < self.noun.num_embeddings - 1)[..., None]
-        objects = self.noun(noun) + self.at(at - .5) * there
-        said = torch.cat([objects, self.colour(colour)[:, None]], 1)
-        said = F.pad(said, (0, 0, 0, self.slot.shape[0] - said.shape[1]))
-        return F.layer_norm(said + self.slot, (self.slot.shape[1],))
-
-
 @torch.no_grad()
 def check_vit(vit, heads, source, compositions, count=256):
     got = []
@@ -321,7 +258,7 @@ def ask_each(net, embeds, scenes, packer, words, first, right):
         rng = np.random.default_rng([5, first + k])
         asked = [t for kind in KINDS if (t := words.ask(kind, rng, s))]
         kinds.append([t[0] for t in asked]), rows.append([t[1:] for t in asked])
-    for (b, k), ok in M.exact(net, embeds, packer.pack(rows)).items():
+    for (b, k), ok in M.exact(*packer.logits(net, embeds, packer.pack(rows))).items():
         right.setdefault(kinds[b][k], []).append(ok)
 
 
@@ -334,17 +271,28 @@ def spoken(args, scenes, packer, words, done):
 def word_step(args, net, oracle, source, packer, words, first, count):
     """The language model learns from `count` scenes as the oracle tells them -> loss, share right."""
     scenes = [S.sample_scene(source.drawings, args.seed + 1, first + i) for i in range(count)]
-    embeds = net.language_projection(oracle(truths(scenes, source.id)))
     batch = spoken(args, scenes, packer, words, first)
-    return M.text_loss(M.text_logits(net, embeds, batch)[0], batch)
+    with halves(args):
+        embeds = net.language_projection(oracle(truths(scenes, source.id)))
+        return M.text_loss(*packer.logits(net, embeds, batch))
+
+
+def make_oracle(args, net, nouns):
+    """The oracle of this run, or, for a second language model, the finished one of the first model's run."""
+    oracle = Oracle(net.config.num_query_tokens, net.config.qformer_config.hidden_size, nouns)
+    if args.first:
+        state = torch.load(os.path.join(args.first, "blip.pt"), weights_only=True)["heads"]
+        oracle.load_state_dict({k[7:]: v for k, v in state.items() if k.startswith("oracle.")})
+        oracle.requires_grad_(False)
+    return oracle
 
 
 def train_words(args, seen, net, tok):
     words = Words(seen.drawings.plural, seen.drawings.category, seen.drawings.nouns)
-    packer, cfg = M.Packer(tok), net.config
-    oracle = Oracle(cfg.num_query_tokens, cfg.qformer_config.hidden_size, len(seen.id))
-    parts = {"language_model": net.language_model, "language_projection": net.language_projection,
-             "oracle": oracle}
+    packer, oracle = make_packer(args, tok), make_oracle(args, net, len(seen.id))
+    parts = {"language_model": net.language_model, "language_projection": net.language_projection}
+    if not args.first:
+        parts["oracle"] = oracle
     named = [(f"{'head.' if n == 'oracle' else ''}{n}.{k}", p) for n, m in parts.items()
              for k, p in m.named_parameters()]
     run = Run(args, "words", parts, Optimizers(named, lr=args.lr))
@@ -365,9 +313,50 @@ def train_words(args, seen, net, tok):
             run.record(**{k: float(np.mean(v)) for k, v in right.items()})
 
 
+def train_mouth(args, seen, test, unseen, net, tok):
+    """Stage blip for a second language model: what the first model's eyes see is taken as it is."""
+    words = Words(seen.drawings.plural, seen.drawings.category, seen.drawings.nouns)
+    packer, oracle = make_packer(args, tok), make_oracle(args, net, len(seen.id))
+    heads = {"queries": QueryHeads(net.config.qformer_config.hidden_size, len(seen.id))}
+    parts = {"language_model": net.language_model, "language_projection": net.language_projection}
+    named = [(f"{n}.{k}", p) for n, m in parts.items() for k, p in m.named_parameters()]
+    run = Run(args, "blip", parts, Optimizers(named, lr=args.lr))
+    if not run.done:
+        state = torch.load(os.path.join(args.out, "words.pt"), weights_only=True)
+        for name, part in parts.items():
+            part.load_state_dict(state[name])
+    tested = run.done
+    for scenes, x, _ in run.batches(seen, 0):
+        batch = spoken(args, scenes, packer, words, run.done)
+        with halves(args):
+            with torch.no_grad():
+                queries = M.image_embeds(net, x)[1]
+            loss, tokens = M.text_loss(*packer.logits(net, net.language_projection(queries), batch))
+        if run.done // args.batch % 3 == 0:
+            loss = loss + word_step(args, net, oracle, seen, packer, words, run.done, args.batch)[0]
+        loss.backward()
+        run.opt.step(schedule(run.done, args.scenes))
+        run.done += args.batch
+        run.note(text=loss.item(), tokens=tokens)
+        if run.done - tested >= args.every or run.done >= args.scenes:
+            tested = run.done
+            run.save()
+            check_both(args, run, net, heads, test, unseen, packer, words)
+
+
+def check_both(args, run, net, heads, test, unseen, packer, words):
+    """Validation on the styles seen and on the one never seen; exports what there is."""
+    values = {}
+    for name, source, which in (("seen", test, "new"), ("unseen style", unseen, "any")):
+        got = check_blip(net, heads, source, packer, words, which)
+        values |= {f"{k}, {name}": v for k, v in got.items()}
+    run.record(**values)
+    M.export(net, args.tokenizer, os.path.join(args.out, "hf"))
+
+
 def train_blip(args, seen, test, unseen, net, tok):
     words = Words(seen.drawings.plural, seen.drawings.category, seen.drawings.nouns)
-    packer, cfg = M.Packer(tok), net.config
+    packer, cfg = make_packer(args, tok), net.config
     heads = torch.nn.ModuleDict({"patches": VitHeads(cfg.vision_config.hidden_size, len(seen.id)),
                                  "queries": QueryHeads(cfg.qformer_config.hidden_size, len(seen.id)),
                                  "oracle": Oracle(cfg.num_query_tokens, cfg.qformer_config.hidden_size,
@@ -391,8 +380,7 @@ def train_blip(args, seen, test, unseen, net, tok):
             patches, queries, embeds = (t.float() for t in embed(net, x))
         batch, truth = spoken(args, scenes, packer, words, run.done), truths(scenes, seen.id)
         with halves(args):
-            logits = M.text_logits(net, embeds, batch)[0]
-        text, tokens = M.text_loss(logits.float(), batch)
+            text, tokens = M.text_loss(*packer.logits(net, embeds, batch))
         named_loss, objects = heads["queries"].loss(queries, truth)
         patch_loss, right = heads["patches"].loss(patches[:, 1:], y)
         away = F.mse_loss(queries, heads["oracle"](truth).detach())
@@ -409,12 +397,28 @@ def train_blip(args, seen, test, unseen, net, tok):
         if run.done - tested >= args.every or run.done >= args.scenes:
             tested = run.done
             run.save()
-            values = {}
-            for name, source, which in (("seen", test, "new"), ("unseen style", unseen, "any")):
-                got = check_blip(net, heads, source, packer, words, which)
-                values |= {f"{k}, {name}": v for k, v in got.items()}
-            run.record(**values)
-            M.export(net, args.tokenizer, os.path.join(args.out, "hf"))
+            check_both(args, run, net, heads, test, unseen, packer, words)
+
+
+def make_model(args, words):
+    """-> the model (f32) and its tokenizer: from --start, or new; with --first a second language model."""
+    args.tokenizer = args.start or os.path.join(args.out, "tokenizer")
+    if os.path.exists(os.path.join(args.tokenizer, "tokenizer.json")):
+        tok = M.load_tokenizer(args.tokenizer)
+    else:
+        tok = (M5 if args.first else M).make_tokenizer(words.corpus(), args.vocab, args.tokenizer)
+    load = M.Blip2ForConditionalGeneration.from_pretrained
+    vocab, image_token = tok.get_vocab_size(), tok.token_to_id("<image>")
+    if args.start:
+        net = load(args.start, dtype=torch.float32)
+    elif args.first:
+        net = M5.build(load(os.path.join(args.first, "hf"), dtype=torch.float32), vocab, image_token, args.seed)
+    else:
+        net = M.build(vocab, tok.encode("\n", add_special_tokens=False).ids[0], image_token, args.seed)
+    # transformers' default here spends more than half of a step in the backward pass of fused attention
+    net.set_attn_implementation("eager")
+    print(f"{sum(p.numel() for p in net.parameters()) / 1e6:.3f} million parameters", flush=True)
+    return net.train(), tok
 
 
 def main():
@@ -423,7 +427,10 @@ def main():
     S.add_source_options(ap)
     ap.add_argument("--out", required=True)
     ap.add_argument("--scenes", type=int, required=True)
+    ap.add_argument("--nouns", choices=["few", "many"], default="few", help="44 or 161 [few]")
     ap.add_argument("--start", help="an exported model to go on from (stage blip)")
+    ap.add_argument("--first", metavar="DIR", help="--out of a finished run: train a Flan-T5 on what its ViT "
+                                                    "and Q-Former see (stages words and blip)")
     ap.add_argument("--batch", type=int, default=64)
     ap.add_argument("--every", type=int, default=12000, help="scenes between validations")
     ap.add_argument("--keep", type=int, default=36, help="patches of a picture that most steps look at")
@@ -441,25 +448,13 @@ def main():
     unseen = Source(args, lambda s: s == S.HELD_OUT_STYLE)
     test = Source(args, lambda s: s != S.HELD_OUT_STYLE and S.STYLE_GROUP.get(s, s) not in S.WEIGHT)
     print(f"{seen.drawings.count} drawings of {len(seen.id)} nouns to learn from; {machine()}", flush=True)
-    args.tokenizer = args.start or os.path.join(args.out, "tokenizer")
-    if os.path.exists(os.path.join(args.tokenizer, "tokenizer.json")):
-        tok = M.load_tokenizer(args.tokenizer)
-    else:
-        words = Words(seen.drawings.plural, seen.drawings.category, seen.drawings.nouns)
-        tok = M.make_tokenizer(words.corpus(), args.vocab, args.tokenizer)
-    if args.start:
-        net = M.Blip2ForConditionalGeneration.from_pretrained(args.start, dtype=torch.float32)
-    else:
-        net = M.build(tok.get_vocab_size(), tok.encode("\n", add_special_tokens=False).ids[0],
-                      tok.token_to_id("<image>"), args.seed)
-    print(f"{sum(p.numel() for p in net.parameters()) / 1e6:.3f} million parameters", flush=True)
-    # transformers' default here spends more than half of a step in the backward pass of fused attention
-    net.set_attn_implementation("eager")
-    net.train()
+    net, tok = make_model(args, Words(seen.drawings.plural, seen.drawings.category, seen.drawings.nouns))
     if args.stage == "vit":
         train_vit(args, seen, test, unseen, net)
     elif args.stage == "words":
         train_words(args, seen, net, tok)
+    elif args.first:
+        train_mouth(args, seen, test, unseen, net, tok)
     else:
         train_blip(args, seen, test, unseen, net, tok)
 

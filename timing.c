@@ -1,0 +1,58 @@
+// timing.c: stages, speed and memory for -v (see timing.h).
+
+#include "timing.h"
+
+#include "bandwidth.h"
+
+#include <stdio.h>
+#include <sys/resource.h>
+#include <time.h>
+
+// Below that, weights stay in the caches of large processors, and their rate says nothing about memory.
+static const uint64_t SMALL = UINT64_C(64) << 20;
+
+double seconds_now(void) {
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+}
+
+void timing_start(Timing *t) { t->stage_start = seconds_now(); }
+
+void timing_stage(Timing *t, const char *stage) {
+    const double now = seconds_now();
+    if (t->on) fprintf(stderr, "time: %s %.4f s\n", stage, now - t->stage_start);
+    t->stage_start = now;
+}
+
+void timing_decode(Timing *t, int steps) {
+    char stage[32];
+    snprintf(stage, sizeof stage, "decode %d steps", steps);
+    t->decode_seconds += seconds_now() - t->stage_start;
+    t->passes += steps > 1 ? steps - 1 : 0;      // the first token comes from the prompt's pass, the last is not fed
+    timing_stage(t, stage);
+}
+
+void timing_speed(char *out, size_t size, const Timing *t, uint64_t step_bytes, double memory) {
+    const double rate = (double)t->passes / t->decode_seconds, bytes = rate * (double)step_bytes;
+    int n = snprintf(out, size, "speed: %.2f tokens/s, decoding read %.2f GB/s of weights", rate, bytes / 1e9);
+    if (n < 0 || (size_t)n >= size) return;
+    if (memory > 0)
+        snprintf(out + n, size - (size_t)n, ", %.0f %% of the %.2f GB/s that memory gave in a quick test",
+                 100 * bytes / memory, memory / 1e9);
+    else if (step_bytes < SMALL)
+        snprintf(out + n, size - (size_t)n, " (%.2f MB, which caches hold)", (double)step_bytes / 1e6);
+}
+
+void timing_summary(const Timing *t, uint64_t step_bytes, int threads) {
+    if (!t->on) return;
+    struct rusage use;
+    const int failed = getrusage(RUSAGE_SELF, &use);     // before the test takes memory of its own
+    if (t->passes && t->decode_seconds > 0) {
+        const double memory = threads && step_bytes >= SMALL ? read_bandwidth(threads, 0.05) : 0;
+        char line[256];
+        timing_speed(line, sizeof line, t, step_bytes, memory);
+        fprintf(stderr, "%s\n", line);
+    }
+    if (!failed) fprintf(stderr, "memory: %.1f MB at most, mapped weights included\n", (double)use.ru_maxrss * 1.024e-3);
+}
