@@ -1,13 +1,15 @@
 // matmul_isa.h: the inner loops for each instruction set, and the choice between them; a part of matmul.c.
 //
-// In order: vectors of four floats, matmul_kernels.h compiled for SSE2 or any other processor, for AVX2 and for
-// AVX-512, the choice. Each instruction set says here what its instructions are; what it does not say is taken from
-// matmul_twins.h, the same in plain C. With MATMUL_TWINS defined nothing beyond SSE2 is used: all paths then run on
-// any machine, slowly, for test_matmul_twins.
+// In order: vectors of four floats; matmul_kernels.h compiled for SSE2 or any other processor, for NEON, for AVX2 and
+// for AVX-512; the choice. Each instruction set says here what its instructions are; what it does not say is taken
+// from matmul_twins.h, the same in plain C. With MATMUL_TWINS defined nothing beyond SSE2 is used: the paths of all
+// x86-64 processors then run on any machine, slowly, for test_matmul_twins.
 // Not here: the loops themselves.
 #if defined(__x86_64__)
 #include <cpuid.h>
 #include <immintrin.h>
+#elif defined(__aarch64__)
+#include <arm_neon.h>
 #endif
 
 #ifdef MATMUL_TWINS
@@ -60,6 +62,31 @@ static inline float4 load4(const Weights *w, size_t r, size_t c, int dtype) {
 #define FMA(a, b, c) ((a) * (b) + (c))
 #define WIDEN(p) (v_base)widen4(p)
 #include "matmul_kernels.h"
+
+#if defined(__aarch64__)
+// Four bytes as integers; to load eight would read past the end of a matrix.
+static inline int16x8_t bytes_neon(const void *p, uint8_t mask, int shift) {
+    uint32_t four;
+    memcpy(&four, p, sizeof four);
+    const uint8x8_t b = vshl_u8(vreinterpret_u8_u32(vdup_n_u32(four)), vdup_n_s8((int8_t)-shift));
+    return vmovl_s8(vreinterpret_s8_u8(vand_u8(b, vdup_n_u8(mask))));
+}
+
+#define NAME_TEXT "neon"
+#define NAME(f) f##_neon
+#define TARGET
+#define VW 4
+#define MR 12
+#define FEW 8
+#define FMA(a, b, c) ((v_neon)vfmaq_f32((float32x4_t)(c), (float32x4_t)(a), (float32x4_t)(b)))
+#define WIDEN(p) ((v_neon)vshll_n_u16(vld1_u16(p), 16))
+#define FLOATS_NEON(p, mask, shift) ((v_neon)vcvtq_f32_s32(vmovl_s16(vget_low_s16(bytes_neon(p, mask, shift)))))
+#define WIDEN8(p) FLOATS_NEON(p, 255, 0)
+#define LOW4(p) (FLOATS_NEON(p, 15, 0) - 8)
+#define HIGH4(p) (FLOATS_NEON(p, 15, 4) - 8)
+#define HALF(p) ((float)*(const __fp16 *)(const void *)(p))
+#include "matmul_kernels.h"
+#endif
 
 #if defined(__x86_64__) || defined(MATMUL_TWINS)
 #define NAME_TEXT "avx2"
@@ -119,6 +146,9 @@ static bool supported(const MatmulKernels *k) {
 static const MatmulKernels *const best_first[] = {
 #if defined(__x86_64__) || defined(MATMUL_TWINS)
     &kernels_avx512, &kernels_avx2,
+#endif
+#if defined(__aarch64__)
+    &kernels_neon,
 #endif
     &kernels_base, &kernels_plain
 };
