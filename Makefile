@@ -133,6 +133,15 @@ TOOLS := $(patsubst test/%.c,$(BUILD)/%,$(wildcard test/compare_dumps.c))
 $(BUILD)/test_%: $(BUILD)/test/test_%.o $(patsubst test/%.c,$(BUILD)/test/%.o,$(wildcard test/fixture.c)) $(PARTS)
 	$(LINK)
 
+# The inner loops for every x86-64 processor with each instruction replaced by plain C.
+TEST_PROGRAMS += $(BUILD)/test_matmul_twins
+
+$(BUILD)/test/matmul_twins.o: matmul.c $(BUILD)/flags
+	$(COMPILE) -DMATMUL_TWINS
+
+$(BUILD)/test_matmul_twins: $(BUILD)/test/test_matmul.o $(BUILD)/test/matmul_twins.o $(BUILD)/threads.o
+	$(LINK)
+
 $(BUILD)/compare_dumps: $(BUILD)/test/compare_dumps.o
 	$(LINK)
 
