@@ -135,6 +135,15 @@ TOOLS := $(patsubst test/%.c,$(BUILD)/%,$(wildcard test/compare_dumps.c))
 $(BUILD)/test_%: $(BUILD)/test/test_%.o $(patsubst test/%.c,$(BUILD)/test/%.o,$(wildcard test/fixture.c)) $(PARTS)
 	$(LINK)
 
+# The inner loops for every x86-64 processor with each instruction replaced by plain C.
+TEST_PROGRAMS += $(BUILD)/test_matmul_twins
+
+$(BUILD)/test/matmul_twins.o: matmul.c $(BUILD)/flags
+	$(COMPILE) -DMATMUL_TWINS
+
+$(BUILD)/test_matmul_twins: $(BUILD)/test/test_matmul.o $(BUILD)/test/matmul_twins.o $(BUILD)/threads.o
+	$(LINK)
+
 $(BUILD)/compare_dumps: $(BUILD)/test/compare_dumps.o
 	$(LINK)
 
@@ -159,6 +168,11 @@ fuzz:
 	    clang -x c -fsanitize=fuzzer,address -o /dev/null - 2>/dev/null; then \
 	    $(MAKE) --no-print-directory CC=clang FLAVOUR=fuzz FUZZ=1 NO_OPENMP=1 fuzz_run; \
 	else echo 'SKIP no clang with libFuzzer here'; echo '0 passed, 0 failed, 1 skipped'; fi
+
+ifdef FUZZ
+# Clang takes minutes for the kernels with sanitizers in them; the tests under SAN=1 look after those.
+$(BUILD)/matmul.o: private FLAGS := $(filter-out $(SANITIZE) -fsanitize=fuzzer-no-link,$(FLAGS))
+endif
 
 fuzz_run: $(FUZZ_TARGETS:%=$(BUILD)/fuzz_%) $(BUILD)/make_seeds
 	@sh test/fuzz/run.sh $(BUILD) $(FUZZ_SECONDS) $(FUZZ_TARGETS)

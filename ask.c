@@ -77,7 +77,7 @@ static int count_tokens(void *model, const char *text, size_t n) {
     int *ids, n_ids;
     const int code = blip2_tokenize(model, text, n, &ids, &n_ids, NULL);
     blip2_free(ids);
-    return code ? -1 : n_ids;
+    return code == BLIP2_BAD_MODEL ? -2 : code ? -1 : n_ids;
 }
 
 int ask_question(Program *p, Text *prompt, const char *question, blip2_callback *callback, void *arg, Err *e) {

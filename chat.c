@@ -172,7 +172,7 @@ int chat(Program *p) {
             break;
         }
     }
-    if (ferror(stdin)) wrong(&c, "cannot read standard input");
+    if (!c.typed && !c.quit && !feof(stdin)) wrong(&c, "cannot read standard input, or no memory for a line");
     line_close(c.line);
     if (c.typed) sigaction(SIGINT, &was, NULL);
     return c.typed ? EXIT_OK : c.code;

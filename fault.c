@@ -27,7 +27,8 @@ static void on_sigbus(int number) {
 void fault_install(const char *path, int exit_code) {
     char name[512];   // a path may have anything in it, and the message goes to a terminal
     size_t n = 0;
-    for (; path[n] && n + 1 < sizeof name; n++) name[n] = (unsigned char)path[n] < 0x20 || path[n] == 0x7F ? '?' : path[n];
+    for (; path[n] && n + 1 < sizeof name; n++)
+        name[n] = (unsigned char)path[n] < 0x20 || path[n] == 0x7F ? '?' : path[n];
     name[n] = 0;
     snprintf(message, sizeof message, "blip2: %s: the weight file was cut short while it was in use, or its disk "
              "failed; hint: put a whole file there and start again\n", name);

@@ -60,7 +60,7 @@ static int clean_address(Text *out, const char *url, Err *e) {
         if (p >= path && (c == ' ' || c >= 0x80)) text_printf(out, "%%%02X", c);
         else text_add(out, p, 1);
     }
-    return 0;
+    return text_check(out, e);
 }
 
 // ---------------------------------------------------------------------------------------------------------

@@ -219,8 +219,10 @@ typedef struct {
     const char *magic;
     size_t n, at;
     ImageDecoder *decode;    // or
-    const char *what;        // what it is instead
+    const char *what;        // what it is instead; perhaps with a hint of its own
 } Signature;
+
+#define VIDEO "a video; hint: take a picture out of it, e.g. ffmpeg -i video.mp4 -frames:v 1 photo.png"
 
 static const Signature SIGNATURES[] = {
     {"\x89PNG\r\n\x1A\n", 8, 0, image_decode_png, NULL},
@@ -229,17 +231,17 @@ static const Signature SIGNATURES[] = {
     {"GIF89a", 6, 0, image_decode_gif, NULL},
     {"BM", 2, 0, image_decode_bmp, NULL},
     {"WEBP", 4, 8, image_decode_webp, NULL},
-    {"ftypavif", 8, 4, NULL, "an AVIF image"},
+    {"ftypavif", 8, 4, NULL, "an AVIF image; hint: convert it, e.g. magick photo.avif photo.png"},
     {"ftypavis", 8, 4, NULL, "an AVIF image sequence"},
-    {"ftyphe", 6, 4, NULL, "an HEIC image, as iPhones take them"},
+    {"ftyphe", 6, 4, NULL, "an HEIC image, as iPhones take them; hint: e.g. heif-convert photo.heic photo.jpg"},
     {"ftypmif1", 8, 4, NULL, "an HEIF image"},
     {"ftypmsf1", 8, 4, NULL, "an HEIF image sequence"},
     {"ftypcrx ", 8, 4, NULL, "a camera's raw file"},
-    {"ftyp", 4, 4, NULL, "a video"},
-    {"\x1A\x45\xDF\xA3", 4, 0, NULL, "a video"},
-    {"AVI ", 4, 8, NULL, "a video"},
-    {"\0\0\1\xBA", 4, 0, NULL, "a video"},
-    {"FLV\1", 4, 0, NULL, "a video"},
+    {"ftyp", 4, 4, NULL, VIDEO},
+    {"\x1A\x45\xDF\xA3", 4, 0, NULL, VIDEO},
+    {"AVI ", 4, 8, NULL, VIDEO},
+    {"\0\0\1\xBA", 4, 0, NULL, VIDEO},
+    {"FLV\1", 4, 0, NULL, VIDEO},
     {"OggS", 4, 0, NULL, "a sound or video"},
     {"II*\0", 4, 0, NULL, "a TIFF image or a camera's raw file"},
     {"MM\0*", 4, 0, NULL, "a TIFF image or a camera's raw file"},
@@ -247,6 +249,7 @@ static const Signature SIGNATURES[] = {
     {"\0\0\0\x0CJXL ", 8, 0, NULL, "a JPEG XL image"},
     {"\0\0\0\x0CjP  ", 8, 0, NULL, "a JPEG 2000 image"},
     {"\xFF\x4F\xFF\x51", 4, 0, NULL, "a JPEG 2000 image"},
+    {"BLIP2C\r\n", 8, 0, NULL, "a weight file; hint: that goes behind -m, the image without an option"},
     {"8BPS", 4, 0, NULL, "a Photoshop image"},
     {"gimp xcf", 8, 0, NULL, "a GIMP image"},
     {"qoif", 4, 0, NULL, "a QOI image"},
@@ -257,11 +260,11 @@ static const Signature SIGNATURES[] = {
     {"P7\n", 3, 0, NULL, "a PAM image"},
     {"PF\n", 3, 0, NULL, "a PFM image"},
     {"Pf\n", 3, 0, NULL, "a PFM image"},
-    {"%PDF", 4, 0, NULL, "a PDF document"},
+    {"%PDF", 4, 0, NULL, "a PDF document; hint: make pictures of its pages, e.g. pdftoppm -png file.pdf page"},
     {"%!PS", 4, 0, NULL, "a PostScript document"},
     {"PK\3\4", 4, 0, NULL, "a ZIP archive or an office document"},
-    {"\x1F\x8B", 2, 0, NULL, "compressed by gzip"},
-    {"version https://git-lfs", 23, 0, NULL, "a Git LFS pointer; git lfs pull fetches the file itself"},
+    {"\x1F\x8B", 2, 0, NULL, "compressed by gzip; hint: gunzip it first"},
+    {"version https://git-lfs", 23, 0, NULL, "a Git LFS pointer; hint: git lfs pull fetches the file itself"},
 };
 
 static bool contains(const uint8_t *p, size_t n, const char *text) {
@@ -273,14 +276,14 @@ static const char *describe(const uint8_t *p, size_t n) {
     const size_t head = n < 1024 ? n : 1024;
     if (contains(p, head, "<svg")) return "an SVG drawing";
     if (contains(p, head, "<html") || contains(p, head, "<!DOCTYPE") || contains(p, head, "<!doctype"))
-        return "a web page (was there an error message instead of a download?)";
+        return "a web page; hint: the download brought no picture, look at it in a browser";
     bool text = true, zeros = true;
     for (size_t i = 0; i < head; i++) {
         text = text && (p[i] >= 0x20 || (p[i] >= '\t' && p[i] <= '\r')) && p[i] != 0x7F;
         zeros = zeros && p[i] == 0;
     }
-    if (zeros) return "nothing but zeros: an interrupted download?";
-    return text ? "text" : "none of the known formats";
+    if (zeros) return "nothing but zeros; hint: an interrupted download? fetch it again";
+    return text ? "text" : "a file of none of the known formats";
 }
 
 int image_decode_any(Image *im, const uint8_t *p, size_t n, uint64_t max_pixels, Err *e) {
@@ -296,6 +299,7 @@ int image_decode_any(Image *im, const uint8_t *p, size_t n, uint64_t max_pixels,
     if (digit && (p[2] == '#' || p[2] == ' ' || (p[2] >= '\t' && p[2] <= '\r')))
         return image_decode_pnm(im, p, n, max_pixels, e);
     if (!what) what = describe(p, n);
-    return fail(e, "not an image this program can read (%s): convert it to PNG or JPEG first; it reads %s",
+    if (strchr(what, ';')) return fail(e, "not an image this program can read but %s", what);
+    return fail(e, "not an image this program can read but %s; hint: convert it to PNG or JPEG first; it reads %s",
                 what, image_formats());
 }

@@ -67,10 +67,10 @@ bool image_inflate(uint8_t *out, size_t out_n, const uint8_t *z, size_t n) {
 int image_decode_jpeg(Image *im, const uint8_t *p, size_t n, uint64_t max_pixels, Err *e) {
     int W, H, samples;
     if (n > INT_MAX || !stbi_info_from_memory(p, (int)n, &W, &H, &samples))
-        return fail(e, "damaged JPEG, or one of a kind that needs libjpeg: %s", stbi_failure_reason());
+        return fail(e, "damaged JPEG, one of a kind that needs libjpeg, or too little memory for it: %s", stbi_failure_reason());
     if (image_take(im, (uint64_t)W, (uint64_t)H, max_pixels, e) != 0) return -1;
     uint8_t *rgb = stbi_load_from_memory(p, (int)n, &W, &H, &samples, 3);
-    if (!rgb) return fail(e, "damaged JPEG, or one of a kind that needs libjpeg: %s", stbi_failure_reason());
+    if (!rgb) return fail(e, "damaged JPEG, one of a kind that needs libjpeg, or too little memory for it: %s", stbi_failure_reason());
     if (W == im->W && H == im->H) memcpy(im->rgb, rgb, (size_t)W * (size_t)H * 3);
     free(rgb);
     return W == im->W && H == im->H ? 0 : fail(e, "damaged JPEG: two sizes");

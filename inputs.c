@@ -50,7 +50,7 @@ static int add_list(Inputs *in, const char *path, Err *e) {
         char *name = name_of(line, (size_t)n, &empty);
         if (!empty) bad = add(in, name, false, e);
     }
-    if (!bad && ferror(f)) bad = fail(e, "%s: cannot read this list of images: %s", path, strerror(errno));
+    if (!bad && !feof(f)) bad = fail(e, "%s: cannot read this list of images: %s", path, strerror(errno));
     free(line);
     fclose(f);
     return bad;
@@ -75,7 +75,7 @@ const char *inputs_next(Inputs *in, Err *e) {
             while (n && (in->line[n - 1] == '\n' || in->line[n - 1] == '\r')) in->line[--n] = 0;
             if (*in->line) return !strcmp(in->line, "-") ? "./-" : in->line;
         }
-        if (ferror(stdin)) fail(e, "cannot read the list of images on standard input: %s", strerror(errno));
+        if (!feof(stdin)) fail(e, "cannot read the list of images on standard input: %s", strerror(errno));
     }
     return NULL;
 }

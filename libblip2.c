@@ -9,6 +9,7 @@
 #include "image.h"
 #include "matmul.h"
 
+#include <errno.h>
 #include <math.h>
 #include <sched.h>
 #include <stdlib.h>
@@ -80,17 +81,19 @@ static bool copy_text(const char **out, char **mine, const char *text) {
     return !text || *mine;
 }
 
+// Returns BLIP2_OK or a code with e.
 static int copy_settings(blip2 *b, const blip2_settings *s, const char *path, Err *e) {
     if (s) {
         // An older program knows fewer fields than we do, a newer one more.
         if (s->size < offsetof(blip2_settings, device) + sizeof s->device || s->size > 4096)
-            return fail(e, "settings: size is %zu; hint: blip2_settings s = {.size = sizeof s}", s->size);
+            return fail(e, "settings: size is %zu; hint: blip2_settings s = {.size = sizeof s}", s->size),
+                   BLIP2_BAD_USAGE;
         memcpy(&b->settings, s, s->size < sizeof *s ? s->size : sizeof *s);
     }
     if (!copy_text(&b->settings.device, &b->device_name, b->settings.device ? b->settings.device : "auto") ||
         !copy_text(&b->settings.cpu_isa, &b->cpu_isa, b->settings.cpu_isa) || !(b->path = strdup(path)))
-        return fail(e, "out of memory for the settings");
-    return 0;
+        return fail(e, "out of memory for the settings"), BLIP2_BAD_MODEL;
+    return BLIP2_OK;
 }
 
 // ---------------------------------------------------------------------------------------------------------
@@ -99,10 +102,10 @@ static int copy_settings(blip2 *b, const blip2_settings *s, const char *path, Er
 blip2 *blip2_open(const char *path, const blip2_settings *settings, blip2_error *out) {
     Err e;
     blip2 *b = path ? calloc(1, sizeof *b) : NULL;
-    int code = BLIP2_BAD_USAGE, bad = -1;
+    int code = path ? BLIP2_BAD_MODEL : BLIP2_BAD_USAGE, bad = -1;
     if (!path) fail(&e, "which weight file? the path is NULL");
-    else if (!b) fail(&e, "out of memory");
-    else bad = copy_settings(b, settings, path, &e);
+    else if (!b) fail(&e, "out of memory for a model");
+    else bad = code = copy_settings(b, settings, path, &e);
     if (!bad) {
         code = BLIP2_BAD_MODEL;
         bad = model_open(&b->model, path, &e);
@@ -293,10 +296,11 @@ int blip2_verify(const blip2 *b, blip2_error *out) {
 
 int blip2_tokenize(const blip2 *b, const char *text, size_t n, int **ids, int *n_ids, blip2_error *out) {
     Err e;
+    errno = 0;   // POSIX: an allocation that fails says so there
     *n_ids = tokenizer_encode(ids, b->tokenizer, text, n, &e);
     if (*n_ids >= 0) return BLIP2_OK;
     *n_ids = 0;
-    return failed(out, BLIP2_BAD_INPUT, &e);
+    return failed(out, errno == ENOMEM ? BLIP2_BAD_MODEL : BLIP2_BAD_INPUT, &e);
 }
 
 int blip2_detokenize(const blip2 *b, const int *ids, int n_ids, char **text, size_t *n, blip2_error *out) {

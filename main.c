@@ -288,12 +288,35 @@ static char *demo_model(void) {
     return NULL;
 }
 
+// A word among the images that no file has as its name, nor looks like one: part of a question without quotes.
+static const char *lost_word(const Options *o) {
+    for (int i = 0; i < o->n_images; i++)
+        if (*o->images[i] != '@' && !strpbrk(o->images[i], "./-") && access(o->images[i], F_OK)) return o->images[i];
+    return NULL;
+}
+
+// Mistakes that show in what the images are called.
+static int check_names(const Options *o, Err *e) {
+    const TextList *list = o->questions.n ? &o->questions : &o->prompts;
+    const char *word = lost_word(o), *last = list->n ? list->text[list->n - 1] : NULL;
+    if (word && list->n)
+        return fail(e, "there is no image '%s'; hint: put the whole question in quotes: %s '%s ...'", word,
+                    o->questions.n ? "-q" : "-p", last);
+    if (word && o->n_images > 1)
+        return fail(e, "there is no image '%s'; hint: a question goes in quotes behind -q: -q 'what is this?'", word);
+    if (last && !o->n_images && !o->images_from && access(last, F_OK) == 0)
+        return fail(e, "which image? '%s' was taken for the question; hint: %s 'what is this?' %s", last,
+                    o->questions.n ? "-q" : "-p", last);
+    return 0;
+}
+
 // Which model and images there are to be, before anything is loaded.
 static int check_task(Program *p, char **demo, Err *e) {
     Options *o = &p->o;
     const bool images = o->n_images || o->images_from || o->chat;
     if (!o->model) o->model = *demo = demo_model();
     if (!o->model) return fail(e, "which model? hint: -m FILE, made with export/export.py; --help lists all options");
+    if (check_names(o, e)) return -1;
     if (!images && !o->verify && !o->info && !o->tokenize && !o->detokenize)
         return fail(e, "which image? hint: blip2 %s%s%sphoto.jpg", *demo ? "" : "-m ", *demo ? "" : o->model,
                     *demo ? "" : " ");

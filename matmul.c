@@ -1,8 +1,8 @@
 // matmul.c: products of matrices and vectors, fast on the processor at hand.
 //
 // In order: the shape of a product and of its blocks, the table of inner loops, those loops in plain C (the truth for
-// the others), for SSE2 or any other processor, for AVX2 and for AVX-512 (matmul_kernels.h, compiled three times), the
-// choice between them, the blocked product, threads, and the functions of matmul.h.
+// the others; matmul_isa.h adds those for each instruction set), the blocked product, threads, and the functions of
+// matmul.h.
 //
 //   out (T,OC) = x (T,C) w (OC,C)^T          Two ways, by the number of rows of x:
 //
@@ -31,9 +31,6 @@
 #include <limits.h>
 #include <math.h>
 #include <string.h>
-#if defined(__x86_64__)
-#include <immintrin.h>
-#endif
 
 enum {
     SLICE = 6,               // rows of x that meet a weight in registers, the way for few rows
@@ -133,119 +130,7 @@ static const MatmulKernels kernels_plain = {
     mix_plain
 };
 
-// ---------------------------------------------------------------------------------------------------------
-// Vectors, through the compilers' common extension for them. The products of these files are compiled with strict
-// ISO rules, under which a * b + c is never fused: where the processor can fuse, FMA says so.
-
-typedef float float4 __attribute__((vector_size(16), aligned(4), may_alias));
-
-#ifdef __clang__
-#define SHUFFLE(a, b, i, j, k, l) __builtin_shufflevector(a, b, i, j, k, l)
-#else
-typedef int int4 __attribute__((vector_size(16)));
-#define SHUFFLE(a, b, i, j, k, l) __builtin_shuffle(a, b, (int4){i, j, k, l})
-#endif
-
-static inline float4 widen4(const uint16_t *p) {
-#if defined(__x86_64__)
-    __m128i h = _mm_loadl_epi64((const __m128i *)p);
-    return (float4)_mm_unpacklo_epi16(_mm_setzero_si128(), h);
-#else
-    return (float4){bits_to_float((uint32_t)p[0] << 16), bits_to_float((uint32_t)p[1] << 16),
-                    bits_to_float((uint32_t)p[2] << 16), bits_to_float((uint32_t)p[3] << 16)};
-#endif
-}
-
-// Elements (r,c) to (r,c+3), scaled.
-static inline float4 load4(const Weights *w, size_t r, size_t c, int dtype) {
-    const void *p = weight_at(w, r, c);
-    if (dtype == DT_F32) return *(const float4 *)p;
-    if (dtype == DT_BF16) return widen4(p);
-    return (float4){weight(w, r, c), weight(w, r, c + 1), weight(w, r, c + 2), weight(w, r, c + 3)} * row_scale(w, r);
-}
-
-// SSE2, which every x86-64 has, or what the compiler makes of four floats elsewhere.
-#if defined(__x86_64__)
-#define NAME_TEXT "sse2"
-#else
-#define NAME_TEXT "generic"
-#endif
-#define NAME(f) f##_base
-#define TARGET
-#define VW 4
-#define MR 6
-#define FEW 8
-#define FMA(a, b, c) ((a) * (b) + (c))
-#define WIDEN(p) (v_base)widen4(p)
-#define WIDEN8(p) ((v_base){(p)[0], (p)[1], (p)[2], (p)[3]})
-#define LOW4(p) ((v_base){(p)[0] & 15, (p)[1] & 15, (p)[2] & 15, (p)[3] & 15} - 8)
-#define HIGH4(p) ((v_base){(p)[0] >> 4, (p)[1] >> 4, (p)[2] >> 4, (p)[3] >> 4} - 8)
-#include "matmul_kernels.h"
-
-#if defined(__x86_64__)
-#define NAME_TEXT "avx2"
-#define NAME(f) f##_avx2
-#define TARGET __attribute__((target("avx2,fma")))
-#define VW 8
-#define MR 6
-#define FEW 32
-#define FMA(a, b, c) _mm256_fmadd_ps(a, b, c)
-#define BYTES256(p) _mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)(const void *)(p)))
-#define WIDEN8(p) (v_avx2)_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)(const void *)(p))))
-#define LOW4(p) ((v_avx2)_mm256_cvtepi32_ps(_mm256_and_si256(BYTES256(p), _mm256_set1_epi32(15))) - 8)
-#define HIGH4(p) ((v_avx2)_mm256_cvtepi32_ps(_mm256_srli_epi32(BYTES256(p), 4)) - 8)
-#define WIDEN(p) (v_avx2)_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)(p))), 16)
-#include "matmul_kernels.h"
-
-#define NAME_TEXT "avx512"
-#define NAME(f) f##_avx512
-#define TARGET __attribute__((target("avx2,fma,avx512f,avx512vl,avx512bw,avx512dq")))
-#define VW 16
-#define MR 14
-#define FEW 96
-#define FMA(a, b, c) _mm512_fmadd_ps(a, b, c)
-#define BYTES512(p) _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)(const void *)(p)))
-#define WIDEN8(p) (v_avx512)_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32( \
-    _mm_loadu_si128((const __m128i *)(const void *)(p))))
-// the value of a nibble comes from a table in a register; only the lowest four bits of an index count
-#define TABLE _mm512_setr_ps(-8, -7, -6, -5, -4, -3, -2, -1, 0, 1, 2, 3, 4, 5, 6, 7)
-#define LOW4(p) (v_avx512)_mm512_permutexvar_ps(BYTES512(p), TABLE)
-#define HIGH4(p) (v_avx512)_mm512_permutexvar_ps(_mm512_srli_epi32(BYTES512(p), 4), TABLE)
-#define WIDEN(p) (v_avx512)_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)(p))), 16)
-#include "matmul_kernels.h"
-#endif
-
-// ---------------------------------------------------------------------------------------------------------
-// The choice.
-
-static bool supported(const MatmulKernels *k) {
-#if defined(__x86_64__)
-    if (k == &kernels_avx2) return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
-    if (k == &kernels_avx512)
-        return supported(&kernels_avx2) && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") &&
-               __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq");
-#endif
-    return k != NULL;
-}
-
-static const MatmulKernels *const best_first[] = {
-#if defined(__x86_64__)
-    &kernels_avx512, &kernels_avx2,
-#endif
-    &kernels_base, &kernels_plain
-};
-enum { KERNELS = sizeof best_first / sizeof *best_first };
-
-const MatmulKernels *matmul_kernels(const char *isa) {
-    const bool any = !isa || !strcmp(isa, "auto");
-    for (int i = 0; i < KERNELS; i++)
-        if ((any || !strcmp(isa, best_first[i]->name)) && supported(best_first[i])) return best_first[i];
-    return NULL;
-}
-
-const char *matmul_isa_names(int i) { return i >= 0 && i < KERNELS ? best_first[i]->name : NULL; }
-
-const char *matmul_isa(const MatmulKernels *k) { return k->name; }
+#include "matmul_isa.h"
 
 // ---------------------------------------------------------------------------------------------------------
 // The blocked product, in one thread.

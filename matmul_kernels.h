@@ -1,13 +1,15 @@
 // matmul_kernels.h: the inner loops of matmul.c, written once and compiled for each instruction set.
 //
-// matmul.c includes this file several times after defining
+// matmul_isa.h includes this file several times after defining
 //   NAME(f)   adds the suffix of the instruction set to a function's name
 //   TARGET    the attribute that switches the instruction set on for one function
 //   VW        floats in a vector
 //   MR        rows of a tile (its width is two vectors)
 //   FEW       most rows of x for which rows() is faster than packing for tile()
+// and, or else it is taken from matmul_twins.h,
 //   FMA(a,b,c)   a * b + c on vectors
 //   WIDEN(p), WIDEN8(p), LOW4(p), HIGH4(p)   VW weights at p as f32: bf16, int8, and nibbles less 8
+//   HALF(p)      the f16 at p
 //
 // In order: vector types and loads; tile(), the heart of the large products; rows(), for a few rows of x against a
 // stream of weights; pack(), which turns weights on their side for tile(); matmul_math.h. matmul.c draws the
@@ -20,6 +22,8 @@ typedef float NAME(v) __attribute__((vector_size(4 * VW), aligned(4), may_alias)
 
 INLINE V NAME(load)(const float *p) { return *(const V *)p; }
 INLINE V NAME(splat)(float s) { return s - (V){0}; }
+
+#include "matmul_twins.h"
 
 // The sum of a vector's elements, always in the same order.
 INLINE float NAME(sum)(V v) {
@@ -83,36 +87,49 @@ static TARGET void NAME(tile)(float *out, size_t ldo, const float *base, size_t 
 // one stream. So the rows come from the level 2 cache, and what is asked of memory, in order of address, is the same
 // position of the next rw rows, AHEAD bytes on.
 
-// Elements (r,c) to (r,c+VW-1) of w without their row's scale; c is a multiple of VW.
+// Elements (r,c) to (r,c+VW-1) of w without their row's or group's scale; c is a multiple of VW.
 INLINE V NAME(load_w)(const Weights *w, size_t r, size_t c, int dtype) {
     const uint8_t *p = weight_at(w, r, c);
     if (dtype == DT_F32) return NAME(load)((const float *)(const void *)p);
     if (dtype == DT_BF16) return WIDEN((const uint16_t *)(const void *)p);
     if (dtype == DT_INT8) return WIDEN8((const int8_t *)p);
-    const V q = c % 32 < 16 ? LOW4(p + c % 16) : HIGH4(p + c % 16);
-    return q * group_scale(w, r, c);
+    return c % 32 < 16 ? LOW4(p + c % 16) : HIGH4(p + c % 16);
+}
+
+// What element (r,c) is still to be multiplied with, in every lane: an INT4's scale.
+INLINE V NAME(load_scale)(const Weights *w, size_t r, size_t c) {
+    return NAME(splat)(HALF((const uint16_t *)w->scale + group_at(w, r, c)));
 }
 
 INLINE void NAME(rows_rw)(float *out, size_t ldo, const float *x, size_t ldx, const Weights *w, size_t j,
                           const float *base, size_t ldbase, float scale, int T, int rw, int C, int dtype) {
-    V acc[4][SLICE], wv[4];
+    V acc[4][SLICE], wv[4], sv[4];
 #pragma GCC unroll 16
     for (int t = 0; t < T; t++)
 #pragma GCC unroll 16
         for (int r = 0; r < rw; r++) acc[r][t] = NAME(splat)(0);
-    const size_t step = (size_t)rw * VW * (dtype == DT_BF16 ? 2 : 4);    // bytes
+    const int unit = dtype == DT_INT4 ? 32 : VW;      // a scale is read once for its whole group
+    const size_t step = (size_t)rw * (dtype == DT_BF16 ? 2 * VW : dtype == DT_INT4 ? 16 : 4 * VW);    // bytes
     const char *ahead = (const char *)weight_at(w, j + (size_t)rw, 0) + AHEAD;
     int c = 0;
-    for (; c + VW <= C; c += VW, ahead += step) {
+    for (; c + unit <= C; c += unit, ahead += step) {
 #pragma GCC unroll 16
         for (size_t i = 0; i < step; i += 64) __builtin_prefetch(ahead + i, 0, 3);
 #pragma GCC unroll 16
-        for (int r = 0; r < rw; r++) wv[r] = NAME(load_w)(w, j + (size_t)r, (size_t)c, dtype);
+        for (int r = 0; dtype == DT_INT4 && r < rw; r++) sv[r] = NAME(load_scale)(w, j + (size_t)r, (size_t)c);
+#pragma GCC unroll 8
+        for (int i = c; i < c + unit; i += VW) {
 #pragma GCC unroll 16
-        for (int t = 0; t < T; t++) {
-            V xt = NAME(load)(x + t * ldx + c);
+            for (int r = 0; r < rw; r++) {
+                wv[r] = NAME(load_w)(w, j + (size_t)r, (size_t)i, dtype);
+                if (dtype == DT_INT4) wv[r] *= sv[r];
+            }
 #pragma GCC unroll 16
-            for (int r = 0; r < rw; r++) acc[r][t] = FMA(wv[r], xt, acc[r][t]);
+            for (int t = 0; t < T; t++) {
+                V xt = NAME(load)(x + t * ldx + i);
+#pragma GCC unroll 16
+                for (int r = 0; r < rw; r++) acc[r][t] = FMA(wv[r], xt, acc[r][t]);
+            }
         }
     }
     for (int t = 0; t < T; t++)
@@ -157,8 +174,19 @@ static TARGET void NAME(rows)(float *out, size_t ldo, const float *base, size_t 
 // ---------------------------------------------------------------------------------------------------------
 // w (n,K) with rows ldw apart -> out (K,2*VW), columns n and up zero: squares of 4 x 4 are turned in registers.
 
+// Columns c to c+31 of row r, scaled; only the first n need to be there.
+INLINE void NAME(unpack)(float *out, const Weights *w, size_t r, size_t c, int n) {
+    const V scale = w->dtype == DT_INT4 ? NAME(load_scale)(w, r, c) : NAME(splat)(row_scale(w, r));
+    for (int i = 0; i < 32; i += VW)
+        if (w->dtype == DT_INT4) *(V *)(out + i) = NAME(load_w)(w, r, c + (size_t)i, DT_INT4) * scale;
+        else if (i + VW <= n) *(V *)(out + i) = NAME(load_w)(w, r, c + (size_t)i, DT_INT8) * scale;
+        else for (int k = i; k < n; k++) out[k] = weight(w, r, c + (size_t)k) * scale[0];
+}
+
 static TARGET void NAME(pack)(float *out, const Weights *w, int j0, int n, int k0, int K) {
     const int N = 2 * VW;
+    const bool direct = w->dtype == DT_F32 || w->dtype == DT_BF16;
+    float row[4][32] = {{0}};
     int j = 0;
     for (; j + 4 <= n; j += 4) {
         for (int i = j0 + j + 4; i < j0 + j + 8; i++)         // the next four rows, from the level 2 cache
@@ -168,8 +196,15 @@ static TARGET void NAME(pack)(float *out, const Weights *w, int j0, int n, int k
         int k = 0;
         for (; k + 4 <= K; k += 4) {
             const size_t i = (size_t)(k0 + k);
-            float4 a = load4(w, r, i, w->dtype),     b = load4(w, r + 1, i, w->dtype);
-            float4 c = load4(w, r + 2, i, w->dtype), d = load4(w, r + 3, i, w->dtype);
+            float4 a, b, c, d;
+            if (direct) {
+                a = load4(w, r, i, w->dtype),     b = load4(w, r + 1, i, w->dtype);
+                c = load4(w, r + 2, i, w->dtype), d = load4(w, r + 3, i, w->dtype);
+            } else {
+                for (size_t q = 0; k % 32 == 0 && q < 4; q++) NAME(unpack)(row[q], w, r + q, i, K - k);
+                a = *(float4 *)(row[0] + k % 32), b = *(float4 *)(row[1] + k % 32);
+                c = *(float4 *)(row[2] + k % 32), d = *(float4 *)(row[3] + k % 32);
+            }
             float4 ab = SHUFFLE(a, b, 0, 4, 1, 5), cd = SHUFFLE(c, d, 0, 4, 1, 5);     // a0 b0 a1 b1, c0 d0 c1 d1
             float4 AB = SHUFFLE(a, b, 2, 6, 3, 7), CD = SHUFFLE(c, d, 2, 6, 3, 7);     // a2 b2 a3 b3, c2 d2 c3 d3
             float *o = out + (size_t)k * N + j;
@@ -208,3 +243,4 @@ static const MatmulKernels NAME(kernels) = {
 #undef WIDEN8
 #undef LOW4
 #undef HIGH4
+#undef HALF

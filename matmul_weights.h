@@ -42,7 +42,9 @@ static inline float group_scale(const Weights *w, size_t r, size_t c) {
 }
 
 // What a whole row has in common; 1 where there is no such thing.
-static inline float row_scale(const Weights *w, size_t r) { return w->dtype == DT_INT8 ? ((const float *)w->scale)[r] : 1; }
+static inline float row_scale(const Weights *w, size_t r) {
+    return w->dtype == DT_INT8 ? ((const float *)w->scale)[r] : 1;
+}
 
 // The bytes of row r from column c on. INT4: of the group that it is in.
 static inline const uint8_t *weight_at(const Weights *w, size_t r, size_t c) {

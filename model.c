@@ -80,6 +80,8 @@ static const struct { const char *bytes; int n; const char *what; } MISTAKEN[] =
     {"\xfd" "7zXZ", 5, "compressed with xz; hint: unpack it first"},
     {"\xff\xd8\xff", 3, "a JPEG image; hint: -m takes the weight file, images come without an option"},
     {"\x89PNG", 4, "a PNG image; hint: -m takes the weight file, images come without an option"},
+    {"GIF8", 4, "a GIF image; hint: -m takes the weight file, images come without an option"},
+    {"RIFF", 4, "a WebP image or a sound; hint: -m takes the weight file, images come without an option"},
     {"<!DOCTYPE", 9, "a web page; hint: the download went wrong"},
     {"<html", 5, "a web page; hint: the download went wrong"},
 };
@@ -101,7 +103,9 @@ static int wrong_magic(const uint8_t *p, size_t n, Err *e) {
 static int map_file(Model *m, const char *path, Err *e) {
     // O_NONBLOCK: a pipe without a writer must not make us wait
     const int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
-    if (fd < 0) return fail(e, "cannot open: %s", strerror(errno));
+    if (fd < 0)
+        return fail(e, "cannot open: %s%s", strerror(errno), errno != ENOENT ? "" :
+                    "; hint: check the spelling; export/export.py makes a weight file of a Hugging Face checkpoint");
     struct stat st;
     uint8_t start[HEADER_BYTES];
     ssize_t got = 0;

@@ -14,7 +14,7 @@ static const char ABOUT[] =
 
 static const struct { int code; const char *what; } EXITS[] = {
     {0, "all right"}, {1, "some input failed, the rest was done"}, {2, "wrong usage"},
-    {3, "the model or the device could not be used"}, {130, "interrupted"},
+    {3, "the model or the device could not be used, or has no memory"}, {130, "interrupted"},
 };
 enum { N_EXITS = sizeof EXITS / sizeof *EXITS };
 

@@ -41,6 +41,7 @@ static void add_plain(Output *o, const char *text, size_t n, char instead) {
     text_add(t, text, n);
     for (size_t i = from; i < t->len; i++) if ((uint8_t)t->data[i] < 0x20 || t->data[i] == 0x7F) t->data[i] = instead;
     if (o->terminal) escape_add(&o->text, line.data, line.len);
+    o->text.failed = o->text.failed || line.failed;
     text_free(&line);
 }
 
@@ -96,10 +97,10 @@ int output_end(Output *o, const char *prompt, int bad, Err *e) {
         text_add(&line, o->text.data, o->text.len);
         text_printf(&line, "],\"seed\":%llu}\n", (unsigned long long)o->seed);
     } else if (!bad) text_add(&line, o->text.data, o->text.len);
-    else if (o->started) text_add(&line, "\n", 1);      // what was streamed stays a line
     if (!bad) bad = text_check(&o->text, e) || text_check(&line, e) ? -1 : 0;
-    if (line.len && !line.failed && o->into) text_add(o->into, line.data, line.len);
-    else if (line.len && !line.failed) fwrite(line.data, 1, line.len, stdout);
+    if (bad && o->started) fputc('\n', stdout);      // what was streamed stays a line
+    else if (!bad && line.len && o->into) text_add(o->into, line.data, line.len);
+    else if (!bad && line.len) fwrite(line.data, 1, line.len, stdout);
     text_free(&line);
     text_free(&o->text);
     o->n = 0;

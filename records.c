@@ -69,7 +69,7 @@ int text_records(const Program *p) {
             code = EXIT_INPUT;
         }
     }
-    if (ferror(stdin)) {
+    if (!feof(stdin)) {   // an error of the stream, or no memory for the line
         fail(&e, "cannot read standard input: %s", strerror(errno));
         complain(e.text);
         code = EXIT_INPUT;

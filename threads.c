@@ -1,9 +1,9 @@
 // threads.c: the pool of threads of threads.h, on POSIX threads and C11 atomics.
 //
-// In order: the pool, one thread's share of the work, the helpers' loop, waiting for the last job, the public functions.
+// In order: the pool, one thread's share of the work, the helpers' loop, waiting for the last job, public functions.
 //
-// `left` counts jobs that nobody has begun; whoever lowers it from n to n-1 does job (jobs - n). `open` counts jobs that
-// are not done. The fields that describe the work are written while both are zero and read only by who has begun a
+// `left` counts jobs that nobody has begun; whoever lowers it from n to n-1 does job (jobs - n). `open` counts jobs
+// that are not done. The fields that describe the work are written while both are zero and read only by who has begun a
 // job, so that a helper that comes late finds either nothing to do or the next piece of work. Between two pieces of
 // work helpers spin for some microseconds, since a forward pass is many small ones; then they sleep, and so does the
 // caller when it waits for a job whose thread has lost its core: the system can then move that thread over here.

@@ -52,7 +52,7 @@ int turns_read(Turns *t, const char *path, Err *e) {
     int bad = 0;
     for (long number = 1; !bad && (n = getline(&line, &room, f)) >= 0; number++)
         if ((bad = read_line(t, line, (size_t)n, e))) fail_in(e, "%s, line %ld", path, number);
-    if (!bad && ferror(f)) bad = fail(e, "%s: cannot be read: %s", path, strerror(errno));
+    if (!bad && !feof(f)) bad = fail(e, "%s: cannot be read: %s", path, strerror(errno));
     free(line);
     if (!from_stdin) fclose(f);
     return bad;
@@ -90,6 +90,7 @@ int turns_prompt(Text *prompt, Turns *t, const char *question, int most, TokenCo
         write_prompt(prompt, t, first, question);
         if (text_check(prompt, e)) return -1;
         const int tokens = count(arg, prompt->data, prompt->len);
+        if (tokens == -2) return fail(e, "out of memory for a prompt of %zu bytes", prompt->len);
         if (tokens >= 0 && tokens <= most) hi = first;
         else lo = first + 1;
     }

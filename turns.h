@@ -16,7 +16,7 @@ int turns_read(Turns *t, const char *path, Err *e);
 void turns_cut(Turns *t, int n);     // forgets all but the first n, and takes dropped ones back
 void turns_free(Turns *t);
 
-// Tokens of a prompt, or -1 when it can be none.
+// Tokens of a prompt, or -1 when it can be none (too long, say), or -2 when there is no memory to count.
 typedef int TokenCount(void *arg, const char *text, size_t n);
 
 // prompt <- all turns that are not dropped and the question. Drops the oldest ones while there are more than `most`

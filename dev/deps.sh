@@ -92,7 +92,8 @@ brew*) ;;   # refuses to run as root
         if [ -t 0 ]; then sudo="sudo"; else sudo="sudo -n"; fi
         if ! command -v sudo >/dev/null || ! $sudo true 2>/dev/null; then
             echo "deps: only root may install packages; please run as root:" >&2
-            echo "    $(echo "$install" | sed 's/env [A-Z_]*=[a-z]* //')" $packages >&2
+            if [ "$update" = true ]; then first=; else first="$update && "; fi
+            echo "    $(echo "$first$install" | sed 's/env [A-Z_]*=[a-z]* //; s/ -[qy]//g')" $packages >&2
             exit 1
         fi
     fi

@@ -45,6 +45,7 @@ static inline int pty_start(Pty *p, int rows, int columns, int cell_w, int cell_
     for (int i = 0; i < 3; i++) dup2(fd, i);
     if (fd > 2) close(fd);
     close(p->fd);
+    signal(SIGINT, SIG_DFL);   // a shell's background jobs, and so their children, ignore it
     alarm(120);
     return 1;
 }

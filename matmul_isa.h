@@ -1,0 +1,166 @@
+// matmul_isa.h: the inner loops for each instruction set, and the choice between them; a part of matmul.c.
+//
+// In order: vectors of four floats; matmul_kernels.h compiled for SSE2 or any other processor, for NEON, for AVX2 and
+// for AVX-512; the choice. Each instruction set says here what its instructions are; what it does not say is taken
+// from matmul_twins.h, the same in plain C. With MATMUL_TWINS defined nothing beyond SSE2 is used: the paths of all
+// x86-64 processors then run on any machine, slowly, for test_matmul_twins.
+// Not here: the loops themselves.
+#if defined(__x86_64__)
+#include <cpuid.h>
+#include <immintrin.h>
+#elif defined(__aarch64__)
+#include <arm_neon.h>
+#endif
+
+#ifdef MATMUL_TWINS
+#define NATIVE(t)
+#pragma GCC diagnostic ignored "-Wpsabi"      // wide vectors are passed, but only to what is inlined
+#else
+#define NATIVE(t) __attribute__((target(t)))
+#endif
+
+// ---------------------------------------------------------------------------------------------------------
+// Vectors, through the compilers' common extension for them. The products of these files are compiled with strict
+// ISO rules, under which a * b + c is never fused: where the processor can fuse, FMA says so.
+
+typedef float float4 __attribute__((vector_size(16), aligned(4), may_alias));
+
+#ifdef __clang__
+#define SHUFFLE(a, b, i, j, k, l) __builtin_shufflevector(a, b, i, j, k, l)
+#else
+typedef int int4 __attribute__((vector_size(16)));
+#define SHUFFLE(a, b, i, j, k, l) __builtin_shuffle(a, b, (int4){i, j, k, l})
+#endif
+
+static inline float4 widen4(const uint16_t *p) {
+#if defined(__x86_64__)
+    __m128i h = _mm_loadl_epi64((const __m128i *)p);
+    return (float4)_mm_unpacklo_epi16(_mm_setzero_si128(), h);
+#else
+    return (float4){bits_to_float((uint32_t)p[0] << 16), bits_to_float((uint32_t)p[1] << 16),
+                    bits_to_float((uint32_t)p[2] << 16), bits_to_float((uint32_t)p[3] << 16)};
+#endif
+}
+
+// Elements (r,c) to (r,c+3) of an F32 or BF16.
+static inline float4 load4(const Weights *w, size_t r, size_t c, int dtype) {
+    const void *p = weight_at(w, r, c);
+    return dtype == DT_F32 ? *(const float4 *)p : widen4(p);
+}
+
+// SSE2, which every x86-64 has, or what the compiler makes of four floats elsewhere.
+#if defined(__x86_64__)
+#define NAME_TEXT "sse2"
+#else
+#define NAME_TEXT "generic"
+#endif
+#define NAME(f) f##_base
+#define TARGET
+#define VW 4
+#define MR 6
+#define FEW 8
+#define FMA(a, b, c) ((a) * (b) + (c))
+#define WIDEN(p) (v_base)widen4(p)
+#include "matmul_kernels.h"
+
+#if defined(__aarch64__)
+// Four bytes as integers; to load eight would read past the end of a matrix.
+static inline int16x8_t bytes_neon(const void *p, uint8_t mask, int shift) {
+    uint32_t four;
+    memcpy(&four, p, sizeof four);
+    const uint8x8_t b = vshl_u8(vreinterpret_u8_u32(vdup_n_u32(four)), vdup_n_s8((int8_t)-shift));
+    return vmovl_s8(vreinterpret_s8_u8(vand_u8(b, vdup_n_u8(mask))));
+}
+
+#define NAME_TEXT "neon"
+#define NAME(f) f##_neon
+#define TARGET
+#define VW 4
+#define MR 12
+#define FEW 8
+#define FMA(a, b, c) ((v_neon)vfmaq_f32((float32x4_t)(c), (float32x4_t)(a), (float32x4_t)(b)))
+#define WIDEN(p) ((v_neon)vshll_n_u16(vld1_u16(p), 16))
+#define FLOATS_NEON(p, mask, shift) ((v_neon)vcvtq_f32_s32(vmovl_s16(vget_low_s16(bytes_neon(p, mask, shift)))))
+#define WIDEN8(p) FLOATS_NEON(p, 255, 0)
+#define LOW4(p) (FLOATS_NEON(p, 15, 0) - 8)
+#define HIGH4(p) (FLOATS_NEON(p, 15, 4) - 8)
+#define HALF(p) ((float)*(const __fp16 *)(const void *)(p))
+#include "matmul_kernels.h"
+#endif
+
+#if defined(__x86_64__) || defined(MATMUL_TWINS)
+#define NAME_TEXT "avx2"
+#define NAME(f) f##_avx2
+#define TARGET NATIVE("avx2,fma,f16c")
+#define VW 8
+#define MR 6
+#define FEW 32
+#ifndef MATMUL_TWINS
+#define FMA(a, b, c) _mm256_fmadd_ps(a, b, c)
+#define BYTES256(p) _mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)(const void *)(p)))
+#define WIDEN8(p) (v_avx2)_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)(const void *)(p))))
+#define LOW4(p) ((v_avx2)_mm256_cvtepi32_ps(_mm256_and_si256(BYTES256(p), _mm256_set1_epi32(15))) - 8)
+#define HIGH4(p) ((v_avx2)_mm256_cvtepi32_ps(_mm256_srli_epi32(BYTES256(p), 4)) - 8)
+#define WIDEN(p) (v_avx2)_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)(p))), 16)
+#define HALF(p) _cvtsh_ss(*(p))
+#endif
+#include "matmul_kernels.h"
+
+#define NAME_TEXT "avx512"
+#define NAME(f) f##_avx512
+#define TARGET NATIVE("avx2,fma,f16c,avx512f,avx512vl,avx512bw,avx512dq")
+#define VW 16
+#define MR 14
+#define FEW 96
+#ifndef MATMUL_TWINS
+#define FMA(a, b, c) _mm512_fmadd_ps(a, b, c)
+#define BYTES512(p) _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)(const void *)(p)))
+#define WIDEN8(p) (v_avx512)_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32( \
+    _mm_loadu_si128((const __m128i *)(const void *)(p))))
+// the value of a nibble comes from a table in a register; only the lowest four bits of an index count
+#define TABLE _mm512_setr_ps(-8, -7, -6, -5, -4, -3, -2, -1, 0, 1, 2, 3, 4, 5, 6, 7)
+#define LOW4(p) (v_avx512)_mm512_permutexvar_ps(BYTES512(p), TABLE)
+#define HIGH4(p) (v_avx512)_mm512_permutexvar_ps(_mm512_srli_epi32(BYTES512(p), 4), TABLE)
+#define WIDEN(p) (v_avx512)_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)(p))), 16)
+#define HALF(p) _cvtsh_ss(*(p))
+#endif
+#include "matmul_kernels.h"
+#endif
+
+// ---------------------------------------------------------------------------------------------------------
+// The choice.
+
+static bool supported(const MatmulKernels *k) {
+#if defined(__x86_64__) && !defined(MATMUL_TWINS)
+    unsigned a, b, c = 0, d;    // not every compiler's __builtin_cpu_supports() knows F16C
+    if (k == &kernels_avx2)
+        return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __get_cpuid(1, &a, &b, &c, &d) &&
+               c & bit_F16C;
+    if (k == &kernels_avx512)
+        return supported(&kernels_avx2) && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") &&
+               __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq");
+#endif
+    return k != NULL;
+}
+
+static const MatmulKernels *const best_first[] = {
+#if defined(__x86_64__) || defined(MATMUL_TWINS)
+    &kernels_avx512, &kernels_avx2,
+#endif
+#if defined(__aarch64__)
+    &kernels_neon,
+#endif
+    &kernels_base, &kernels_plain
+};
+enum { KERNELS = sizeof best_first / sizeof *best_first };
+
+const MatmulKernels *matmul_kernels(const char *isa) {
+    const bool any = !isa || !strcmp(isa, "auto");
+    for (int i = 0; i < KERNELS; i++)
+        if ((any || !strcmp(isa, best_first[i]->name)) && supported(best_first[i])) return best_first[i];
+    return NULL;
+}
+
+const char *matmul_isa_names(int i) { return i >= 0 && i < KERNELS ? best_first[i]->name : NULL; }
+
+const char *matmul_isa(const MatmulKernels *k) { return k->name; }
