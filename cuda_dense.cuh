@@ -250,7 +250,7 @@ static __device__ __forceinline__ void finish(const Dense &d, int t, int o, floa
 }
 
 template <int W, typename T, int R>
-__global__ void __launch_bounds__(32 * ROWS_WARPS) rows_kernel(Dense d, int split) {
+__global__ void __launch_bounds__(32 * ROWS_WARPS, 1) rows_kernel(Dense d, int split) {
     // see Dense; d.T <= R
     SHARED_DYNAMIC(T, xs);
     SHARED(float, part_sum, [2][2][ROWS_WARPS][R]);
