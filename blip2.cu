@@ -798,13 +798,13 @@ static int take_memory(Run *r, Err *e) {
     size_t free_bytes = 0, all = 0;
     CUDA_CHECK(cudaMemGetInfo(&free_bytes, &all));
     Plan a = {r, 0, false, true, false};
-    if (need == UINT64_MAX) return fail(e, "the memory needed is more than a number can say; hint: lower --ctx, -b or -n");
+    if (need == UINT64_MAX) return fail(e, "more memory is needed than a number can say; hint: lower --ctx or -b");
     if (need <= free_bytes) plan(r, &a);
     if (need <= free_bytes && !a.failed) return 0;
     const double gb = 1e-9, rest = (need - weights) * gb;
     const double int4 = r->m->parameters * 4.5 / 8 * gb;
-    return fail(e, "not enough memory on GPU %d: %.2f GB of weights and %.2f GB beside them are %.2f GB, but %.2f of its "
-                   "%.2f GB are free%s; hint: %s", r->lim.ordinal, weights * gb, rest, need * gb, free_bytes * gb,
+    return fail(e, "not enough memory on GPU %d: %.2f GB of weights and %.2f GB beside them are %.2f GB, but %.2f of "
+                   "its %.2f GB are free%s; hint: %s", r->lim.ordinal, weights * gb, rest, need * gb, free_bytes * gb,
                 all * gb, free_bytes < all * 0.9 ? " (other processes hold the rest)" : "",
                 weights * gb < free_bytes * gb * 0.95 ? "lower --ctx, -b or -n"
                 : int4 + rest < free_bytes * gb ? "export with --dtype int8 or int4, which take a half or a third"
@@ -1049,8 +1049,8 @@ int backend_cuda_find(int ordinal, Err *e) {
     const cudaError_t use = cannot ? cudaErrorUnknown : cudaSetDevice(ordinal);
     const cudaError_t memory = use == cudaSuccess ? cudaMemGetInfo(&free_bytes, &all) : use;
     if (memory != cudaSuccess)
-        return fail(e, "GPU %d cannot be used: %s; hint: does another process hold it alone or all of its memory?", ordinal,
-                    cudaGetErrorString(memory));
+        return fail(e, "GPU %d cannot be used: %s; hint: does another process hold it alone or all of its memory?",
+                    ordinal, cudaGetErrorString(memory));
     return 0;
 }
 

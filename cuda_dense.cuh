@@ -30,7 +30,7 @@ typedef struct {
     Tensor w;                    // (OC,C), gated: (2*OC,C), of which the second half gates
     const float *b;              // (OC) or NULL
     int act, gated;
-    void *kv;                    // for QKV: columns from kv_from on go to the cache, row slot[t] of (slots, OC - kv_from)
+    void *kv;                    // for QKV: columns from kv_from on go to row slot[t] of (slots, OC - kv_from)
     const int *slot;             // (T)
     int kv_from;
     int T, OC, C;
@@ -142,7 +142,7 @@ static __device__ __forceinline__ void multiply_16(float (&acc)[R], uint4 v, flo
     }
 }
 
-// Sum over a row of w by the lanes of `split` warps, this being warp `part` of them: acc (R), to be added up over lanes.
+// Sum over a row of w by the lanes of `split` warps, this being warp `part`: acc (R), to be added up over lanes.
 template <int W, typename T, int R>
 static __device__ __forceinline__ void row_dot(float (&acc)[R], const Tensor &w, int row, const T *x, int ldx, int C,
                                                int part, int split) {
@@ -357,8 +357,8 @@ template <typename T> static bool rows_dense(cudaStream_t s, const Dense &d, con
 
 // ---------------------------------------------------------------------------------------------------------
 // 3. Many rows on tensor cores: tiles of 64 rows by 64 columns, 32 deep; four warps with 32 x 32 each. The next tile is
-// fetched into registers (weights become bf16 there) while this one is multiplied out of shared memory, two buffers, one
-// barrier a step. Any shape: edges are zero in shared memory, not in device memory.
+// fetched into registers (weights become bf16 there) while this one is multiplied out of shared memory, two buffers,
+// one barrier a step. Any shape: edges are zero in shared memory, not in device memory.
 // Bytes: w read once per 64 rows, x once per 64 columns, mostly from L2.
 
 enum { GEMM_M = 64, GEMM_N = 64, GEMM_K = 32, GEMM_LD = GEMM_K + 8 };
@@ -511,7 +511,8 @@ static LtPlan lt_make(Lt *lt, LtPlan p) {
 // bias: f32 for kinds OUT_F32 and OUT_ADD and in f32 mode, bf16 for OUT_ACT in bf16 mode; NULL for none. relu: behind
 // the bias. False when the library cannot do it.
 static bool lt_dense(cudaStream_t s, Lt *lt, const Dense &d, const void *bias, bool relu) {
-    const int epilogue = bias ? (relu ? CUBLASLT_EPILOGUE_RELU_BIAS : CUBLASLT_EPILOGUE_BIAS) : CUBLASLT_EPILOGUE_DEFAULT;
+    const int epilogue = !bias ? CUBLASLT_EPILOGUE_DEFAULT
+                       : relu ? CUBLASLT_EPILOGUE_RELU_BIAS : CUBLASLT_EPILOGUE_BIAS;
     LtPlan *p = NULL;
     for (int i = 0; i < lt->n && !p; i++) {
         LtPlan *q = &lt->plans[i];

@@ -59,7 +59,7 @@ typedef struct { float mean[3], std[3]; } Pixels;
 // Each patch becomes one row, columns in the convolution's (channel, y, x) order, pixels normalised on the way.
 // Reads B*S*S*3 bytes, writes B*G*G*3*P*P elements, G = S / P. Pixels beyond the last whole patch are not looked at.
 template <typename T>
-__global__ void patches_kernel(T *out, const uint8_t *pixels, Pixels norm, int B, int S, int P) {
+__global__ void patches_kernel(T *out, const uint8_t *pixels, Pixels norm, int S, int P) {
     // pixels (B,S,S,3) -> out (B*G*G, 3*P*P)
     const int G = S / P, C = 3 * P * P;
     const int row = blockIdx.x, b = row / (G * G), gy = row / G % G, gx = row % G;
@@ -73,7 +73,7 @@ __global__ void patches_kernel(T *out, const uint8_t *pixels, Pixels norm, int B
 template <typename T>
 static void patches(cudaStream_t s, T *out, const uint8_t *pixels, Pixels norm, int B, int S, int P) {
     const int G = S / P;
-    LAUNCH(patches_kernel<T>, dim3(B * G * G), dim3(128), 0, s, out, pixels, norm, B, S, P);
+    LAUNCH(patches_kernel<T>, dim3(B * G * G), dim3(128), 0, s, out, pixels, norm, S, P);
 }
 
 // The CLS token in front of an image's patches, and every token's learned position.
@@ -84,7 +84,8 @@ __global__ void tokens_kernel(float *x, const float *patch, const float *cls, co
     for (int i = threadIdx.x; i < D; i += blockDim.x) x[(size_t)row * D + i] = from[i] + pos[(size_t)n * D + i];
 }
 
-static void tokens(cudaStream_t s, float *x, const float *patch, const float *cls, const float *pos, int B, int N, int D) {
+static void tokens(cudaStream_t s, float *x, const float *patch, const float *cls, const float *pos, int B, int N,
+                   int D) {
     LAUNCH(tokens_kernel, dim3(B * N), dim3(128), 0, s, x, patch, cls, pos, N, D);
 }
 
@@ -95,7 +96,7 @@ static void tokens(cudaStream_t s, float *x, const float *patch, const float *cl
 template <typename T>
 __global__ void norm_kernel(T *out, float *out32, const float *x, const float *w, const float *b, float eps,
                             float scale, int rows, int C) {
-    // x (rows,C), w (C), b (C), or NULL for RMS norm -> out (rows,C) = scale * norm(x); out32 (rows,C), may be x, or NULL
+    // x (rows,C), w (C), b (C), or NULL for RMS norm -> out (rows,C) = scale * norm(x), and out32 (may be x, or NULL)
     pdl_wait();
     const int row = blockIdx.x * (blockDim.x / 32) + threadIdx.x / 32, lane = threadIdx.x % 32;
     if (row >= rows) return;

@@ -13,6 +13,7 @@ extern "C" {
 #include "check.h"
 
 #include <string>
+#include <unistd.h>
 #include <vector>
 
 static Tally tally;
@@ -118,8 +119,8 @@ static Weight weight_of(int dtype, int OC, int C, uint32_t seed) {
 // form: 0 rows kernel, 1 the same with a norm in front, 2 own tensor-core kernel, 3 the library
 template <typename T> static void test_dense(int dtype, int form, int rows, int OC, int C, int act, bool gated) {
     char what[128];
-    snprintf(what, sizeof what, "dense dtype %d, activations of %zu bytes, form %d, (%d,%d) x (%d,%d)%s", dtype, sizeof(T),
-             form, rows, C, OC, C, gated ? ", gated" : "");
+    snprintf(what, sizeof what, "dense dtype %d, %zu-byte activations, form %d, (%d,%d) x (%d,%d)%s", dtype, sizeof(T), form,
+             rows, C, OC, C, gated ? ", gated" : "");
     const bool small = sizeof(T) == 2;
     const Weight w = weight_of(dtype, OC * (gated ? 2 : 1), C, 7 + OC);
     std::vector<float> x = numbers((size_t)rows * C, 3, small && form != 1), b = numbers(OC, 5, small);
@@ -378,5 +379,11 @@ int main(void) {
     test_dense_layers();
     test_attentions();
     test_models();
-    return tally_close(&tally);
+    CUDA_CHECK(cudaDeviceSynchronize());
+#ifdef CUDA_SIM
+    EXPECT(&tally, sim_unfreed() == 0, "%zu allocations were not freed", sim_unfreed());
+#endif
+    const int code = tally_close(&tally);
+    fflush(NULL);
+    _exit(code);   // at a regular exit LeakSanitizer reports what the simulator keeps for itself
 }
