@@ -64,13 +64,18 @@ bool image_inflate(uint8_t *out, size_t out_n, const uint8_t *z, size_t n) {
 }
 
 #ifndef HAVE_JPEG
+// stb's reason is not always the true one: it may name another kind of file when memory ran out.
+static int undecodable(Err *e) {
+    return fail(e, "damaged JPEG, one of a kind that needs libjpeg, or too little memory for it: %s",
+                stbi_failure_reason());
+}
+
 int image_decode_jpeg(Image *im, const uint8_t *p, size_t n, uint64_t max_pixels, Err *e) {
     int W, H, samples;
-    if (n > INT_MAX || !stbi_info_from_memory(p, (int)n, &W, &H, &samples))
-        return fail(e, "damaged JPEG, one of a kind that needs libjpeg, or too little memory for it: %s", stbi_failure_reason());
+    if (n > INT_MAX || !stbi_info_from_memory(p, (int)n, &W, &H, &samples)) return undecodable(e);
     if (image_take(im, (uint64_t)W, (uint64_t)H, max_pixels, e) != 0) return -1;
     uint8_t *rgb = stbi_load_from_memory(p, (int)n, &W, &H, &samples, 3);
-    if (!rgb) return fail(e, "damaged JPEG, one of a kind that needs libjpeg, or too little memory for it: %s", stbi_failure_reason());
+    if (!rgb) return undecodable(e);
     if (W == im->W && H == im->H) memcpy(im->rgb, rgb, (size_t)W * (size_t)H * 3);
     free(rgb);
     return W == im->W && H == im->H ? 0 : fail(e, "damaged JPEG: two sizes");

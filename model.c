@@ -32,7 +32,7 @@ enum {
     HEADER_BYTES = 64, RECORD_BYTES = 96, NAME_BYTES = 48,
     HEAD_ALIGN = 4096, TENSOR_ALIGN = 256,
     MAX_TENSORS = 32768,              // more than 512 layers of every kind have
-    MAX_TOKENIZER_BYTES = 256 << 20,  // Flan-T5's is 1 MB
+    MAX_TOKENIZER_BYTES = 16 << 20,   // Flan-T5's is 1 MB; its tries take up to 24 bytes for each (tokenizer_unigram.c)
     MAX_N = 65536, MAX_IL = 65536,    // of what follows from several hyperparameters
 };
 

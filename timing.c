@@ -54,5 +54,6 @@ void timing_summary(const Timing *t, uint64_t step_bytes, int threads) {
         timing_speed(line, sizeof line, t, step_bytes, memory);
         fprintf(stderr, "%s\n", line);
     }
-    if (!failed) fprintf(stderr, "memory: %.1f MB at most, mapped weights included\n", (double)use.ru_maxrss * 1.024e-3);
+    if (!failed)
+        fprintf(stderr, "memory: %.1f MB at most, mapped weights included\n", (double)use.ru_maxrss * 1.024e-3);
 }

@@ -111,13 +111,13 @@ step() {
     shift
     say "as root: $*"
     start=$(now)
-    { in_tree root env -C /root/blip2 "$@" 2>&1; echo $? >"$work/code"; } | tee "$work/log.$name"
+    { in_tree root env -C /srv/checkout "$@" 2>&1; echo $? >"$work/code"; } | tee "$work/log.$name"
     code=$(cat "$work/code") took=$(minutes "$start" "$(now)")
     say "exit code $code after $took"
     [ "$code" -eq 0 ] || bad "$* ended with exit code $code"
 }
 
-in_tree root git clone -q /srv/blip2.git /root/blip2 || stop "git clone failed"
+in_tree root git clone -q /srv/blip2.git /srv/checkout || stop "git clone failed"
 step demo make deps demo
 demo_took=$took
 packages root >"$work/packages.demo"
@@ -127,7 +127,7 @@ test_took=$took
 packages root >"$work/packages.test"
 comm -13 "$work/packages.demo" "$work/packages.test" >"$work/added.test"
 tally=$(grep -E '^[0-9]+ passed, [0-9]+ failed, [0-9]+ skipped$' "$work/log.test" | tail -n 1)
-[ -z "$(in_tree root git -C /root/blip2 status --porcelain)" ] || bad "the clone is not clean afterwards"
+[ -z "$(in_tree root git -C /srv/checkout status --porcelain)" ] || bad "the clone is not clean afterwards"
 
 # ---------------------------------------------------------------------------------------------------------
 # As an ordinary user: refused with a command to type, which must be the right one. A system image often comes

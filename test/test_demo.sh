@@ -49,7 +49,8 @@ if [ -n "$UPDATE" ]; then cp new "$root/demo/examples.txt"; fi
 [ "$n" -gt 10 ] || { failed=$((failed + 1)); echo "FAIL found only $((n - 1)) commands in demo/examples.txt" >&2; }
 
 check "from another folder" "a cat on an orange background" "$(cd / && "$tmp/blip2" --quiet "$tmp/demo/cat.png")"
-check "it says that it is a demo" 1 "$("$tmp/blip2" demo/cat.png 2>&1 >/dev/null | grep -c 'demo model, which knows only')"
+check "it says that it is a demo" 1 \
+    "$("$tmp/blip2" demo/cat.png 2>&1 >/dev/null | grep -c 'demo model, which knows only')"
 check "and is quiet when asked" "" "$("$tmp/blip2" --quiet demo/cat.png 2>&1 >/dev/null)"
 other=$("$tmp/blip2" --quiet demo/penguin.png)
 check "another picture has no cat" 0 "$(printf '%s' "$other" | grep -c ' cat ')"
