@@ -237,7 +237,7 @@ $(BUILD)/cuda/blip2.o: $(CUDA_SOURCES)
 	@mkdir -p $(BUILD)/cuda
 	$(call SAY,nvcc)$(NVCC) $(NVCC_FLAGS) -c -o $@ $<
 
-$(BUILD)/blip2_cuda.so: $(BUILD)/cuda/blip2.o $(BUILD)/cuda/common.o $(BUILD)/cuda/generate.o
+$(BUILD)/blip2_cuda.so: $(BUILD)/cuda/blip2.o $(patsubst %,$(BUILD)/cuda/%.o,common generate generate_process)
 	$(call SAY,link)$(NVCC) -shared -cudart static -o $@ $^ -Xlinker -Bsymbolic -lcublasLt \
 	    -Xlinker -rpath=$(abspath $(dir $(NVCC))../lib64) $(if $(USE_OPENMP),-lgomp)
 
