@@ -73,6 +73,7 @@ static void person(Tally *t) {
     Pty p;
     if (!begin(t, &p, NULL, "64")) return;
     EXPECT(t, pty_wait(&p, "> "), "no prompt: %s", p.seen.data);
+    usleep(300000);
     pty_type(&p, "half a line\x03");             // dropped
     EXPECT(t, pty_wait(&p, "> "), "no prompt after Ctrl-C: %s", p.seen.data);
     pty_type(&p, "/fool\r");
@@ -97,6 +98,7 @@ static void person(Tally *t) {
     EXPECT(t, pty_wait(&p, "\x1b[c"), "the terminal was not asked");
     pty_type(&p, "\x1b[?1;2c");
     EXPECT(t, pty_wait(&p, "\xE2\x96\x80") && pty_wait(&p, "> "), "no picture");
+    usleep(300000);                              // libedit takes the terminal after its prompt is out
     pty_type(&p, "\x04");
     pty_end(&p);
     EXPECT(t, WIFEXITED(p.status) && WEXITSTATUS(p.status) == 0, "end of input: status %d", p.status);
