@@ -217,7 +217,7 @@ $(SIM)/test_cuda.o: test/test_cuda.cu
 	$(call SAY,g++ )$(SIM_CXX) $(SIM_KERNELS) -x c++ -c -o $@ $<
 
 $(SIM)/test_cuda: $(SIM)/test_cuda.o $(SIM_OBJECTS) $(BUILD)/test/fixture.o $(PARTS)
-	$(call SAY,link)g++ -fsanitize=address,undefined -fopenmp -o $@ $^ $(LIBS) -ldl
+	$(call SAY,link)g++ -fsanitize=address,undefined -fopenmp -o $@ $^ $(PROGRAM_LIBS) $(LIBS)
 
 test-cuda-sim: $(SIM)/test_sim $(SIM)/test_cuda
 	@VERBOSE=1 sh test/run.sh $(BUILD)/blip2 $(BUILD)/compare_dumps $^
@@ -246,7 +246,7 @@ blip2_cuda.so: $(BUILD)/blip2_cuda.so
 
 $(BUILD)/test_cuda: test/test_cuda.cu $(CUDA_SOURCES) $(BUILD)/test/fixture.o $(PARTS)
 	$(call SAY,nvcc)$(NVCC) $(NVCC_FLAGS) -o $@ $< $(BUILD)/test/fixture.o $(PARTS) -lcublasLt \
-	    $(if $(USE_OPENMP),-lgomp) $(LIBS) -ldl
+	    $(if $(USE_OPENMP),-lgomp) $(PROGRAM_LIBS) $(LIBS)
 
 test-cuda: $(BUILD)/test_cuda
 	@VERBOSE=1 sh test/run.sh $(BUILD)/blip2 $(BUILD)/compare_dumps $^

@@ -154,6 +154,7 @@ int blip2_start(blip2 *b, blip2_error *out) {
     const Backend *backend;
     const size_t S = (size_t)b->model.config.S;
     if (device_find(&backend, &b->lim.ordinal, b->settings.device, &e)) return failed(out, BLIP2_BAD_MODEL, &e);
+    if (e.text[0]) snprintf(b->warning, sizeof b->warning, "%s", e.text);     // why "auto" does not take the GPU
     if (backend == &backend_cpu && check_memory(b, backend, &e)) return failed(out, BLIP2_BAD_MODEL, &e);
     model_read_ahead(&b->model);
     if (!b->pixels) b->pixels = malloc(S * S * 3);

@@ -99,12 +99,19 @@ static size_t size_of(int dtype, size_t rows, size_t cols, size_t *values) {
     return *values + (dtype == DT_INT8 ? rows * 4 : dtype == DT_INT4 ? rows * groups * 2 : 0);
 }
 
-// Small random values, norm weights around 1. Only f32 and bf16 get sensible numbers.
-static void fill(uint8_t *p, const Want *w, int dtype, size_t nbytes, uint32_t *random) {
+// Small random values, norm weights around 1; scales of int8 and int4 make the largest about as large as in f32.
+static void fill(uint8_t *p, const Want *w, int dtype, size_t values, size_t nbytes, uint32_t *random) {
     const size_t n = (size_t)w->rows * (size_t)w->cols, len = strlen(w->name);
     const float centre = strstr(w->name, "ln") && !strcmp(w->name + len - 2, ".w") ? 1 : 0;
     if (dtype != DT_F32 && dtype != DT_BF16) {
-        for (size_t i = 0; i < nbytes; i++) p[i] = (uint8_t)fixture_random(random);
+        for (size_t i = 0; i < values; i++) {
+            p[i] = (uint8_t)fixture_random(random);
+            if (dtype == DT_INT8 && p[i] == 0x80) p[i] = 0;          // -128 does not occur
+        }
+        for (size_t i = values; dtype == DT_INT8 && i < nbytes; i += 4)
+            put_u32(p + i, 0x3B000000 + (fixture_random(random) & 0x7FFFFF));          // f32: 2^-9 to 2^-8
+        for (size_t i = values; dtype == DT_INT4 && i < nbytes; i += 2)
+            p[i] = (uint8_t)fixture_random(random), p[i + 1] = 0x28 + (fixture_random(random) & 3);   // f16: from 2^-5
         return;
     }
     for (size_t i = 0; i < n; i++) {
@@ -163,7 +170,7 @@ Fixture fixture_make(const Config *c, int dtype, const void *tokenizer, size_t t
         const size_t offset = up(end, 256);
         const size_t nbytes = size_of(dt, (size_t)w->rows, (size_t)w->cols, &values);
         CHECK(offset + nbytes <= most);
-        fill(p + offset, w, dt, nbytes, &seed);
+        fill(p + offset, w, dt, values, nbytes, &seed);
         memcpy(r, w->name, sizeof w->name);
         put_u32(r + 48, (uint32_t)dt);
         put_u32(r + 52, (uint32_t)w->rows);
