@@ -345,23 +345,22 @@ static void test_describe(Tally *t, int m) {
 // ---------------------------------------------------------------------------------------------------------
 // Two handles, two threads; the second time with both at work on the same file.
 
-typedef struct { int model, ok; char text[12][1024]; } Work;
+typedef struct { int model, ok; char text[12][1024]; blip2_error e; } Work;
 
 static void *work(void *arg) {
     Work *w = arg;
-    blip2_error e;
     Heard *h = malloc(sizeof *h);
     blip2 *b = open_model(w->model, 5);
     w->ok = h != NULL;
-    for (int i = 0; h && i < 12; i++) {
+    for (int i = 0; h && w->ok && i < 12; i++) {
         reset(h);
-        if (i % 4 == 0) w->ok &= !look(b, IMAGES[i / 4], &e);
+        if (i % 4 == 0) w->ok = !look(b, IMAGES[i / 4], &w->e);
         blip2_options o;
         blip2_defaults(b, &o, sizeof o);
         o.beams = i % 4 == 3 ? 1 : 5;
         o.sample = i % 4 == 3;
         o.seed = 3;
-        w->ok &= !blip2_generate(b, i % 2 ? "a photo of" : NULL, &o, hear, h, &e);
+        w->ok = w->ok && !blip2_generate(b, i % 2 ? "a photo of" : NULL, &o, hear, h, &w->e);
         memcpy(w->text[i], h->text[0], sizeof w->text[i]);
     }
     blip2_close(b);
@@ -369,7 +368,18 @@ static void *work(void *arg) {
     return NULL;
 }
 
+#if defined(__has_feature)
+#if __has_feature(address_sanitizer)
+#define __SANITIZE_ADDRESS__ 1   // gcc's name for it
+#endif
+#endif
+
 static void test_threads(Tally *t) {
+#ifdef __SANITIZE_ADDRESS__
+    // Images are decoded in a forked child. Unlike glibc's, this allocator is not made usable there when another thread
+    // held its lock at that moment: the child hangs until its time limit.
+    SKIP(t, "two threads that fork, under the address sanitizer");
+#endif
     static Work alone[2], both[4];
     for (int m = 0; m < 2; m++) {
         alone[m].model = m;
@@ -383,7 +393,8 @@ static void test_threads(Tally *t) {
     }
     for (int i = 0; i < 4; i++) {
         pthread_join(thread[i], NULL);
-        EXPECT(t, both[i].ok && !memcmp(both[i].text, alone[i % 2].text, sizeof both[i].text), "thread %d", i);
+        EXPECT(t, both[i].ok && !memcmp(both[i].text, alone[i % 2].text, sizeof both[i].text),
+               "thread %d: %s", i, both[i].ok ? "other answers" : both[i].e.text);
     }
     EXPECT(t, memcmp(alone[0].text, alone[1].text, sizeof alone[0].text) != 0, "control: two models say the same");
 }
