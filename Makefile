@@ -223,7 +223,7 @@ test-cuda-sim: $(SIM)/test_sim $(SIM)/test_cuda
 	@VERBOSE=1 sh test/run.sh $(BUILD)/blip2 $(BUILD)/compare_dumps $^
 
 # The CUDA backend, a shared object beside the program, which loads it when it runs (device.c). It has its own copies of
-# the two C files that it calls. make without nvcc, or with NO_CUDA=1, leaves it out.
+# the C files that it calls. Only with CUDA=1 until it has been tried on a card.
 
 CUDA_ARCHS := -gencode arch=compute_80,code=sm_80 -gencode arch=compute_90,code=[sm_90,compute_90]
 NVCC_FLAGS := -std=c++17 -O3 $(CUDA_ARCHS) -Xcompiler -Wall,-Wextra,-fPIC$(if $(USE_OPENMP),$(comma)-fopenmp)
@@ -324,7 +324,7 @@ help:
 	@echo 'CC=clang  CFLAGS=...  LDFLAGS=...  compiler and additional flags'
 	@echo 'SAN=1                 with address and undefined-behaviour sanitizers, under build/san'
 	@echo 'WERROR=1              warnings are errors'
-	@echo 'NO_CUDA=1             without the CUDA backend, which takes minutes to compile'
+	@echo 'CUDA=1                also blip2_cuda.so, the CUDA backend (needs nvcc; not yet tried on a GPU)'
 	@echo 'NO_OPENMP=1  NO_JPEG=1  NO_WEBP=1  NO_EDIT=1  leave it out'
 	@echo 'FLAVOUR=name          build in build/name'
 	@echo 'V=1                   show the commands'

@@ -67,7 +67,7 @@ int device_find(const Backend **backend, int *ordinal, const char *device, Err *
         *ordinal = (int)n;
     }
     int rc = cuda_load(&cuda, e);
-    if (rc == 1) fail(e, "this build has no CUDA backend; hint: make builds it where it finds nvcc");
+    if (rc == 1) fail(e, "this build has no CUDA backend; hint: make CUDA=1 builds it where nvcc is");
     if (rc == 0) rc = cuda.find(*ordinal, e);
     if (rc == 0) {
         *backend = cuda.backend;
