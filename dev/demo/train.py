@@ -119,6 +119,7 @@ class Run:
             self.done, self.seconds = state["done"], state["seconds"]
         self.stop = False                                # kill (TERM) means: save, then end
         signal.signal(signal.SIGTERM, lambda *_: setattr(self, "stop", True))
+        self.tested = self.done
         self.start, self.shown, self.sums = time.time() - self.seconds, time.time(), {}
 
     def batches(self, source, dense):
@@ -138,6 +139,18 @@ class Run:
             print(f"stopped and saved after {self.done} scenes", flush=True)
             return False
         return self.done < self.args.scenes
+
+    def step(self, loss, /, **means):
+        """Backward pass and one step of the optimizers; True, with everything saved, when a validation is due."""
+        loss.backward()
+        self.opt.step(schedule(self.done, self.args.scenes))
+        self.done += self.args.batch
+        self.note(**means)
+        if self.done - self.tested < self.args.every and self.done < self.args.scenes:
+            return False
+        self.tested = self.done
+        self.save()
+        return True
 
     def save(self):
         state = {n: p.state_dict() for n, p in self.parts.items()}
@@ -219,7 +232,6 @@ def train_vit(args, seen, test, unseen, net):
     parts = {"vit": net.vision_model, "heads": heads}
     named = [(f"{n}.{k}", p) for n, m in parts.items() for k, p in m.named_parameters()]
     run = Run(args, "vit", parts, Optimizers(named, lr=args.lr))
-    tested = run.done
     states = torch.compile(M.patch_states) if args.compile else M.patch_states
     for _, x, y in run.batches(seen, .7):
         keep = None
@@ -228,13 +240,7 @@ def train_vit(args, seen, test, unseen, net):
         with halves(args):
             patches = states(net.vision_model, x, keep)
         loss, right = heads.loss(patches.float()[:, 1:], y)
-        loss.backward()
-        run.opt.step(schedule(run.done, args.scenes))
-        run.done += args.batch
-        run.note(loss=loss.item(), patches=right)
-        if run.done - tested >= args.every or run.done >= args.scenes:
-            tested = run.done
-            run.save()
+        if run.step(loss, loss=loss.item(), patches=right):
             run.record(patches_seen=check_vit(net.vision_model, heads, test, "new"),
                        patches_unseen_style=check_vit(net.vision_model, heads, unseen, "any"))
 
@@ -296,16 +302,10 @@ def train_words(args, seen, net, tok):
     named = [(f"{'head.' if n == 'oracle' else ''}{n}.{k}", p) for n, m in parts.items()
              for k, p in m.named_parameters()]
     run = Run(args, "words", parts, Optimizers(named, lr=args.lr))
-    tested = run.done
     while run.more():
         loss, tokens = word_step(args, net, oracle, seen, packer, words, run.done, args.batch)
-        loss.backward()
-        run.opt.step(schedule(run.done, args.scenes))
-        run.done += args.batch
-        run.note(text=loss.item(), tokens=tokens)
-        if run.done - tested >= args.every or run.done >= args.scenes:
-            tested, right = run.done, {}
-            run.save()
+        if run.step(loss, text=loss.item(), tokens=tokens):
+            right = {}
             scenes = [S.sample_scene(seen.drawings, args.seed, 10 ** 9 + i, "new") for i in range(256)]
             with torch.no_grad():
                 embeds = net.language_projection(oracle(truths(scenes, seen.id)))
@@ -325,7 +325,6 @@ def train_mouth(args, seen, test, unseen, net, tok):
         state = torch.load(os.path.join(args.out, "words.pt"), weights_only=True)
         for name, part in parts.items():
             part.load_state_dict(state[name])
-    tested = run.done
     for scenes, x, _ in run.batches(seen, 0):
         batch = spoken(args, scenes, packer, words, run.done)
         with halves(args):
@@ -334,13 +333,7 @@ def train_mouth(args, seen, test, unseen, net, tok):
             loss, tokens = M.text_loss(*packer.logits(net, net.language_projection(queries), batch))
         if run.done // args.batch % 3 == 0:
             loss = loss + word_step(args, net, oracle, seen, packer, words, run.done, args.batch)[0]
-        loss.backward()
-        run.opt.step(schedule(run.done, args.scenes))
-        run.done += args.batch
-        run.note(text=loss.item(), tokens=tokens)
-        if run.done - tested >= args.every or run.done >= args.scenes:
-            tested = run.done
-            run.save()
+        if run.step(loss, text=loss.item(), tokens=tokens):
             check_both(args, run, net, heads, test, unseen, packer, words)
 
 
@@ -373,7 +366,6 @@ def train_blip(args, seen, test, unseen, net, tok):
     named = [(f"{n}.{k}", p) for n, m in parts.items() for k, p in m.named_parameters()]
     run = Run(args, "blip", parts,
               Optimizers(named, lr=args.lr, slow=("vision_model",), slow_by=args.vit_speed))
-    tested = run.done
     embed = torch.compile(M.image_embeds) if args.compile else M.image_embeds
     for scenes, x, y in run.batches(seen, 0):
         with halves(args):
@@ -389,14 +381,8 @@ def train_blip(args, seen, test, unseen, net, tok):
             loss = loss + word_step(args, net, heads["oracle"], seen, packer, words, run.done, args.batch)[0]
         else:                                            # every parameter has a gradient, if only nothing
             loss = loss + 0 * sum(p.sum() for p in heads["oracle"].parameters())
-        loss.backward()
-        run.opt.step(schedule(run.done, args.scenes))
-        run.done += args.batch
-        run.note(text=text.item(), tokens=tokens, objects=objects,
-                 away=away.item(), patches=right)
-        if run.done - tested >= args.every or run.done >= args.scenes:
-            tested = run.done
-            run.save()
+        if run.step(loss, text=text.item(), tokens=tokens, objects=objects,
+                 away=away.item(), patches=right):
             check_both(args, run, net, heads, test, unseen, packer, words)
 
 
