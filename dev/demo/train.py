@@ -47,8 +47,7 @@ class Source:
     """Batches of scenes from one set of drawings."""
 
     def __init__(self, args, keep):
-        nouns = S.MORE_NOUNS if args.nouns == "many" else S.NOUNS
-        self.drawings = S.Drawings(args.drawings, args.index, nouns, keep)
+        self.drawings = S.Drawings(args.drawings, args.index, S.nouns(args), keep)
         self.id, self.seed = {n: i for i, n in enumerate(self.drawings.nouns)}, args.seed
 
     def batches(self, first, total, count, dense):
@@ -426,7 +425,6 @@ def main():
     S.add_source_options(ap)
     ap.add_argument("--out", required=True)
     ap.add_argument("--scenes", type=int, required=True)
-    ap.add_argument("--nouns", choices=["few", "many"], default="few", help="44 or 161 [few]")
     ap.add_argument("--start", help="an exported model to go on from (stage blip)")
     ap.add_argument("--first", metavar="DIR", help="--out of a finished run: train a Flan-T5 on what its ViT "
                                                     "and Q-Former see (stages words and blip)")
