@@ -34,13 +34,11 @@ def build(first, vocab, image_token, seed):
                          qformer_config=first.config.qformer_config.to_dict(), text_config=text.to_dict(),
                          num_query_tokens=first.config.num_query_tokens, image_token_index=image_token)
     net = Blip2ForConditionalGeneration(config)
-    # T5Config ties the head to the embedding whatever it is told; Flan-T5's is a matrix of its own. Both begin
-    # with a deviation of 1, which makes for logits of 11 and is hardly moved by Adam's steps.
+    # T5Config ties the head to the embedding whatever it is told; Flan-T5's is a matrix of its own. With the
+    # embedding's deviation of 1, which suits T5's layers, a head begins with logits of 11: too much to unlearn.
     lm = net.language_model
     lm.config.tie_word_embeddings = False
     lm.lm_head.weight = torch.nn.Parameter(torch.randn(vocab, C) * .03)
-    with torch.no_grad():
-        lm.shared.weight.mul_(.1)
     net.generation_config = GenerationConfig(pad_token_id=PAD, eos_token_id=EOS, decoder_start_token_id=PAD)
     net.vision_model.load_state_dict(first.vision_model.state_dict())
     net.qformer.load_state_dict(first.qformer.state_dict())
