@@ -1,16 +1,23 @@
-"""Times ./blip2 beside transformers on the same weights and threads, and beside what the machine could do at most.
+"""Times ./blip2 beside transformers and CTranslate2 on the same weights and threads, and beside what the machine could
+do at most.
 
-    python3 dev/bench.py --type pretrain_opt2.7b --tokenizer ../shared/tokenizers/opt            full size, random weights
-    python3 dev/bench.py --type pretrain_opt2.7b --tokenizer ../shared/tokenizers/opt --layers 4       quick, fewer layers
-    python3 dev/bench.py --folder SOME_CHECKPOINT --peers f32                                    any Hugging Face folder
+    python3 dev/bench.py prepare --type pretrain_opt2.7b --tokenizer ../shared/tokenizers/opt  weight files; slow
+    python3 dev/bench.py run --minutes 8                                             one piece of the measurement
+    python3 dev/bench.py table --markdown doc/performance.md --picture doc/performance.png
 
---quick takes one round and fewer tokens; --ct2 int8 adds CTranslate2 for the language model (pip install ctranslate2).
+`prepare` makes a checkpoint of random weights (or takes --folder, any Hugging Face BLIP-2) and exports it in every
+dtype. `run` needs a machine that does nothing else. It goes through the engines in turns, for as long as --minutes, and
+adds what it finds to --json; called again it goes on with what was measured least, until there are --rounds of
+everything. `table` makes the report from that (bench_table.py). --quick stands for one round and 6 tokens; --layers N
+with `prepare` for a model of N layers.
 
-In order: the command line, making what is measured, work and floors from config.json, one run of ./blip2, the peer (a
-process of its own that keeps its model), rounds, the table. Every figure is the minimum and the median of the rounds;
-the ceilings (dev/ceiling.c) are read in every round too. Engines take turns where all fit into memory at once, else one
-after the other, and the report says which. A full-size opt-2.7b needs 16 GB of memory for transformers in f32.
-Not here: single products (build/ceiling --matmul), correctness (test/parity_model.py, dev/fullsize.py).
+A unit of work is one engine at one dtype: ./blip2 at one number of threads, greedy and with beams, a process each as a
+user has it, its file in the page cache; a peer at all numbers of threads (bench_peers.py), which keeps its model. The
+ceilings (dev/ceiling.c) are read before every unit. What does not fit into memory is left out with the reason; of
+transformers in f32 half of the language model's layers are tried then, and marked.
+
+In order: the command line, preparing, ceilings, engines, the record, pieces, main. Not here: single products
+(build/ceiling --matmul), correctness (test/parity_model.py, dev/fullsize.py).
 """
 
 import argparse
@@ -18,47 +25,53 @@ import json
 import os
 import platform
 import re
+import select
 import shutil
-import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
+
+import bench_table
 
 ROOT = Path(__file__).resolve().parent.parent
 IMAGE = ROOT / "test" / "data" / "tiny_0.png"
 PROMPT = "a photo of"
-STAGES = ["load", "vit", "qformer", "prompt", "decode", "caption"]
-BYTES = {"f32": 4, "bf16": 2, "int8": 1, "int4": 0.5625}     # int4 with its scales
+DTYPES = ["f32", "bf16", "int8", "int4"]
+PATIENCE = 420                                   # seconds that a peer may take for one answer
+SPARE = 600e6                                    # bytes that ./blip2 needs beside its file
 
 
 def usage():
     """The command line."""
-    p = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    p.add_argument("--folder", type=Path, help="a Hugging Face BLIP-2 folder")
-    p.add_argument("--type", help="or random weights of this type (export/random_checkpoint.py)")
+    p = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    p.add_argument("command", choices=["prepare", "run", "table"])
+    p.add_argument("--folder", type=Path, help="prepare: a Hugging Face BLIP-2 folder")
+    p.add_argument("--type", help="prepare: or random weights of this type (export/random_checkpoint.py)")
     p.add_argument("--tokenizer", type=Path, help="with --type: a folder of tokenizer files")
     p.add_argument("--layers", type=int, help="with --type: only this many layers in ViT and language model")
-    p.add_argument("--work", type=Path, default=ROOT / "build" / "bench", help="folder for checkpoints and weight files")
-    p.add_argument("--threads", type=int, default=2)
+    p.add_argument("--work", type=Path, default=ROOT / "build" / "bench", help="folder of checkpoint and weight files")
+    p.add_argument("--json", type=Path, help="the record of all measurements [results.json in --work]")
+    p.add_argument("--minutes", type=float, default=8, help="run: begin nothing that would end later")
     p.add_argument("--rounds", type=int, default=3)
+    p.add_argument("--threads", default="2,1", help="with commas")
     p.add_argument("--tokens", type=int, default=17, help="new tokens of every answer")
-    p.add_argument("--dtypes", default="bf16", help="of ./blip2: f32, bf16, int8, int4, several with commas")
-    p.add_argument("--peers", default="f32", help="of transformers: f32, bf16, both with a comma, or none")
-    p.add_argument("--ct2", default="none", help="of CTranslate2, language model only: float32, bfloat16, int8 or several")
+    p.add_argument("--beams", type=int, default=5)
+    p.add_argument("--dtypes", default="bf16,int8,int4,f32", help="of ./blip2")
+    p.add_argument("--peers", default="transformers-bf16,ctranslate2-int8,transformers-f32", help="or none")
     p.add_argument("--quick", action="store_true", help="one round, 6 tokens")
-    p.add_argument("--apart", action="store_true", help="one engine after the other, even if memory would do for all")
-    p.add_argument("--worker", choices=["f32", "bf16", "float32", "bfloat16", "int8"], help=argparse.SUPPRESS)
+    p.add_argument("--markdown", type=Path, help="table: put it between its marks in this file")
+    p.add_argument("--picture", type=Path, help="table: and draw it (needs matplotlib)")
     args = p.parse_args()
-    if not args.folder and not (args.type and args.tokenizer):
-        p.error("either --folder, or --type and --tokenizer")
+    if args.command == "prepare" and not args.folder and not (args.type and args.tokenizer):
+        p.error("prepare needs either --folder, or --type and --tokenizer")
     args.dtypes = args.dtypes.split(",")
     args.peers = [] if args.peers == "none" else args.peers.split(",")
-    args.ct2 = [] if args.ct2 == "none" else args.ct2.split(",")
-    if not {*args.dtypes} <= {*BYTES} or not {*args.peers} <= {"f32", "bf16"}:
-        p.error(f"--dtypes are of {', '.join(BYTES)}; --peers f32, bf16 or both")
-    if not {*args.ct2} <= {"float32", "bfloat16", "int8"}:
-        p.error("--ct2 is float32, bfloat16, int8 or none")
+    args.threads = [int(t) for t in args.threads.split(",")]
+    if not {*args.dtypes} <= {*DTYPES} or not {*args.peers} <= {*bench_table.PEERS}:
+        p.error(f"--dtypes are of {', '.join(DTYPES)}; --peers of {', '.join(bench_table.PEERS)}")
+    args.json = args.json or args.work / "results.json"
     if args.quick:
         args.rounds, args.tokens = 1, min(args.tokens, 6)
     return args
@@ -68,259 +81,87 @@ def say(text):
     print(text, file=sys.stderr, flush=True)
 
 
-# ---------------------------------------------------------------------------------------------------------
-# What is measured.
-
-def checkpoint(args):
-    """The folder to measure; made of random weights unless it was given or is there from last time."""
-    if args.folder:
-        return args.folder
-    name = args.type + (f"_{args.layers}layers" if args.layers else "")
-    folder = args.work / name
-    if not (folder / "config.json").exists():
-        shutil.rmtree(folder, ignore_errors=True)
-        args.work.mkdir(parents=True, exist_ok=True)
-        keys = ["vision.num_hidden_layers"]
-        keys += ["text.num_layers", "text.num_decoder_layers"] if "t5" in args.type else ["text.num_hidden_layers"]
-        sets = [f"--set={key}={args.layers}" for key in keys] if args.layers else []
-        part = args.work / (name + ".part")     # a name that is complete only when the folder is
-        shutil.rmtree(part, ignore_errors=True)
-        subprocess.run([sys.executable, ROOT / "export/random_checkpoint.py", part, "--type", args.type, "--tokenizer",
-                        args.tokenizer, "--dtype", "bf16", *sets], check=True, stdout=sys.stderr)
-        part.rename(folder)
-    return folder
+def command(*words, **more):
+    """Runs a program that must succeed; its standard output goes to our standard error."""
+    subprocess.run([str(w) for w in words], check=True, stdout=sys.stderr, **more)
 
 
-def weight_file(args, folder, dtype):
-    """The exported weight file of one dtype."""
-    path = args.work / f"{folder.resolve().name}.{dtype}.bin"
-    if not path.exists() or path.stat().st_mtime < (folder / "config.json").stat().st_mtime:
-        args.work.mkdir(parents=True, exist_ok=True)
-        subprocess.run([sys.executable, ROOT / "export/export.py", "-q", folder, "-o", path, "--dtype", dtype],
-                       check=True, stdout=sys.stderr)
-    return path
+# ---------------------------------------------------------------------------------------------------------------------
+# Preparing. A folder or file has its name only once it is complete.
+
+
+def prepare(args):
+    """Checkpoint, weight files, the model for CTranslate2; what is there already stays."""
+    args.work.mkdir(parents=True, exist_ok=True)
+    link, python = args.work / "checkpoint", sys.executable
+    folder = args.folder
+    if not folder:
+        folder = args.work / (args.type + (f"_{args.layers}layers" if args.layers else ""))
+        if not folder.exists():
+            keys = ["vision.num_hidden_layers"]
+            keys += ["text.num_layers", "text.num_decoder_layers"] if "t5" in args.type else ["text.num_hidden_layers"]
+            sets = [f"--set={key}={args.layers}" for key in keys] if args.layers else []
+            part = folder.with_suffix(folder.suffix + ".part")
+            shutil.rmtree(part, ignore_errors=True)
+            command(python, ROOT / "export/random_checkpoint.py", part, "--type", args.type, "--tokenizer",
+                    args.tokenizer, "--dtype", "bf16", *sets)
+            part.rename(folder)
+    link.unlink(missing_ok=True)
+    link.symlink_to(folder.resolve())
+    for dtype in args.dtypes:
+        if not weight_file(args, dtype).exists():
+            say(f"exporting {weight_file(args, dtype)}")
+            command(python, ROOT / "export/export.py", "-q", folder, "-o", weight_file(args, dtype), "--dtype", dtype)
+    if "ctranslate2-int8" in args.peers and not (args.work / "ct2").exists():
+        say("converting for CTranslate2")
+        command(python, ROOT / "dev/bench_peers.py", "convert", folder, args.work / "ct2")
+
+
+def weight_file(args, dtype):
+    """Where the exported weights of a dtype are."""
+    return args.work / f"{dtype}.bin"
+
+
+def config_of(args):
+    """config.json of the checkpoint."""
+    return json.loads((args.work / "checkpoint" / "config.json").read_text())
+
+
+def halved(args):
+    """A folder with the same tensors of which transformers uses the first half of the language model's layers."""
+    out, config = args.work / "half", config_of(args)
+    text = config["text_config"]
+    for key in ("num_hidden_layers", "num_layers", "num_decoder_layers"):
+        if key in text:
+            text[key] = text[key] // 2
+    out.mkdir(exist_ok=True)
+    for f in (args.work / "checkpoint").iterdir():
+        if f.name != "config.json" and not (out / f.name).exists():
+            (out / f.name).symlink_to(f.resolve())
+    (out / "config.json").write_text(json.dumps(config))
+    return out
 
 
 def build():
     """Makes ./blip2 and dev/ceiling.c; returns the path of the latter."""
-    subprocess.run(["make", "-C", ROOT, "blip2"], check=True, stdout=sys.stderr)
+    command("make", "-C", ROOT, "blip2")
     ceiling = ROOT / "build" / "ceiling"
-    subprocess.run([os.environ.get("CC", "cc"), "-std=c11", "-D_GNU_SOURCE", "-O3", "-fopenmp-simd", "-pthread", "-o", ceiling,
-                    *(ROOT / name for name in ("dev/ceiling.c", "matmul.c", "threads.c", "common.c")), "-lm"], check=True)
+    sources = [ROOT / name for name in ("dev/ceiling.c", "matmul.c", "threads.c", "common.c")]
+    if not ceiling.exists() or ceiling.stat().st_mtime < max(f.stat().st_mtime for f in [*sources, *ROOT.glob("*.h")]):
+        command(os.environ.get("CC", "cc"), "-std=c11", "-D_GNU_SOURCE", "-O3", "-fopenmp-simd", "-pthread", "-o",
+                ceiling, *sources, "-lm")
     return ceiling
 
 
+# ---------------------------------------------------------------------------------------------------------------------
+
+
 def ceilings(program, threads):
-    """{"read": bytes per second, "multiply": f32 operations per second} of this moment."""
-    out = subprocess.run([program, "-t", str(threads), "-r", "20"], check=True, stdout=subprocess.PIPE,
+    """{"read": bytes per second, "multiply": f32 operations per second, ...} of this moment."""
+    out = subprocess.run([program, "-t", str(threads), "-r", "10"], check=True, stdout=subprocess.PIPE,
                          text=True).stdout
-    return {key: float(value) * 1e9 for key, value in re.findall(r"^(read|multiply\w*) ([0-9.]+) G", out, re.M)}
+    return {key: float(value) * 1e9 for key, value in re.findall(r"(\w+) ([0-9.]+) G", out)}
 
-
-# ---------------------------------------------------------------------------------------------------------
-# How much work a stage is. A product of (T,C) and (OC,C) is 2*T*C*OC operations, and reads OC*C weights.
-
-def work_of(config, prompt_tokens):
-    """Stage -> (operations, weights read). `decode` is one token of one row; a row more costs operations only."""
-    v, q, t = config["vision_config"], config["qformer_config"], config["text_config"]
-    n = (v["image_size"] // v["patch_size"]) ** 2 + 1
-    dv, dq, queries = v["hidden_size"], q["hidden_size"], config["num_query_tokens"]
-    patch, block = 3 * v["patch_size"] ** 2 * dv, dv * (4 * dv + 2 * v["intermediate_size"])
-    vit = patch + v["num_hidden_layers"] * block
-    vit_ops = 2 * n * vit + v["num_hidden_layers"] * 4 * n * n * dv
-    layers, crossing = q["num_hidden_layers"], -(-q["num_hidden_layers"] // q["cross_attention_frequency"])
-    qf_rows = layers * dq * (4 * dq + 2 * q["intermediate_size"]) + crossing * 2 * dq * dq
-    qf_cross = crossing * 2 * dq * dv
-    rows = queries + prompt_tokens
-    if t["model_type"] == "t5":
-        d, inner, ff = t["d_model"], t["num_heads"] * t["d_kv"], 3 * t["d_model"] * t["d_ff"]
-        encoder, cross_kv = t["num_layers"] * (4 * d * inner + ff), t["num_decoder_layers"] * 2 * d * inner
-        step = t["num_decoder_layers"] * (6 * d * inner + ff) + t["vocab_size"] * d
-        prompt = 2 * rows * (encoder + cross_kv) + 2 * step, encoder + cross_kv + step
-    else:
-        d = t["hidden_size"]
-        body, head = t["num_hidden_layers"] * d * (4 * d + 2 * t["ffn_dim"]), t["vocab_size"] * d
-        step = body + head
-        prompt = 2 * rows * body + 2 * head, step
-    return {"vit": (vit_ops, vit), "qformer": (2 * (queries * qf_rows + n * qf_cross), qf_rows + qf_cross),
-            "prompt": prompt, "decode": (2 * step, step)}
-
-
-def floor_of(work, stage, size, beams, limit):
-    """Seconds that the ceilings leave for a stage: the larger of arithmetic and memory."""
-    ops, weights = work[stage]
-    return max(ops * (beams if stage == "decode" else 1) / limit["multiply"], weights * size / limit["read"])
-
-
-# ---------------------------------------------------------------------------------------------------------
-# ./blip2: one process a run, as a user has it.
-
-class Blip2:
-    def __init__(self, args, folder, dtype):
-        self.name, self.dtype, self.args = f"blip2 {dtype}", dtype, args
-        self.file = weight_file(args, folder, dtype)
-
-    def memory(self):
-        return self.file.stat().st_size + 1e9
-
-    def run(self, beams):
-        """Stage -> seconds (decode: per token) and "peak", bytes."""
-        a = self.args
-        command = [ROOT / "blip2", "-v", "-m", self.file, "-t", a.threads, "-b", beams, "-n", a.tokens, "--min-tokens",
-                   a.tokens, "-p", PROMPT, IMAGE]
-        start = time.perf_counter()
-        p = subprocess.Popen([str(c) for c in command], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-        text = p.stderr.read()
-        _, status, used = os.wait4(p.pid, 0)
-        p.returncode = os.waitstatus_to_exitcode(status)
-        if p.returncode:
-            raise SystemExit(f"./blip2 failed: {text}")
-        result = {stage: float(s) for stage, s in re.findall(r"^time: (\w+) ([0-9.e-]+) s$", text, re.M)}
-        steps, seconds = re.search(r"^time: decode (\d+) steps ([0-9.e-]+) s$", text, re.M).groups()
-        result["caption"] = sum(result.get(s, 0) for s in ("image", "vit", "qformer", "prompt")) + float(seconds)
-        result["decode"] = float(seconds) / int(steps)
-        result["process"] = time.perf_counter() - start
-        result["peak"] = used.ru_maxrss * 1024
-        return result
-
-    def close(self):
-        pass
-
-
-# ---------------------------------------------------------------------------------------------------------
-# transformers: a process that loads the model once and answers "beams\n" with a line of JSON.
-
-class Peer:
-    def __init__(self, args, folder, dtype):
-        self.name, self.dtype, self.args, self.folder, self.process = f"transformers {dtype}", dtype, args, folder, None
-        self.parameters = sum(f.stat().st_size for f in folder.glob("*.safetensors")) / 2
-
-    def memory(self):
-        return 1.1 * self.parameters * BYTES[self.dtype] + 2e9
-
-    def run(self, beams):
-        if not self.process:
-            say(f"loading {self.name}")
-            a = self.args
-            self.process = subprocess.Popen(
-                [sys.executable, __file__, "--worker", self.dtype, "--folder", self.folder, "--threads", str(a.threads),
-                 "--tokens", str(a.tokens), "--work", a.work], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-                env={**os.environ, "OMP_NUM_THREADS": str(a.threads)})
-        self.process.stdin.write(f"{beams}\n")
-        self.process.stdin.flush()
-        line = self.process.stdout.readline()
-        if not line:
-            raise SystemExit(f"{self.name} failed; too little memory?")
-        return json.loads(line)
-
-    def close(self):
-        if self.process:
-            self.process.stdin.close()
-            self.process.wait()
-            self.process = None
-
-
-def worker(args):
-    """Inside the peer's process."""
-    import resource
-    import warnings
-    start = time.perf_counter()
-    import torch
-    from transformers import AutoTokenizer, Blip2ForConditionalGeneration, logging
-    logging.set_verbosity_error()
-    warnings.filterwarnings("ignore")
-    torch.set_num_threads(args.threads)
-    dtype = {"f32": torch.float32, "bf16": torch.bfloat16}[args.worker]
-    model = Blip2ForConditionalGeneration.from_pretrained(args.folder, dtype=dtype).eval()
-    load = time.perf_counter() - start
-    c = model.config
-    ids = AutoTokenizer.from_pretrained(args.folder)(PROMPT)["input_ids"]
-    ids = torch.tensor([[c.image_token_index] * c.num_query_tokens + ids])
-    side = c.vision_config.image_size
-    pixels = torch.rand(1, 3, side, side, generator=torch.Generator().manual_seed(1)).to(dtype)
-    ends = {"vit": [], "qformer": [], "language": []}
-
-    def note(stage):
-        return lambda *_: ends[stage].append(time.perf_counter())
-    for name, stage in ("vision_model", "vit"), ("language_projection", "qformer"), ("language_model", "language"):
-        model.get_submodule(name).register_forward_hook(note(stage))
-    for line in sys.stdin:
-        for times in ends.values():
-            times.clear()
-        start = time.perf_counter()
-        with torch.inference_mode():
-            model.generate(pixel_values=pixels, input_ids=ids, attention_mask=torch.ones_like(ids), do_sample=False,
-                           num_beams=int(line), max_new_tokens=args.tokens, min_new_tokens=args.tokens)
-        end, language = time.perf_counter(), ends["language"]
-        result = {"load": load, "vit": ends["vit"][0] - start, "qformer": ends["qformer"][0] - ends["vit"][0],
-                  "prompt": language[0] - ends["qformer"][0], "caption": end - start,
-                  "decode": (end - language[0]) / max(1, len(language) - 1),
-                  "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}
-        print(json.dumps(result), flush=True)
-
-
-# ---------------------------------------------------------------------------------------------------------
-# CTranslate2 has no BLIP-2, but OPT and T5: the language model alone, with a prompt of as many tokens. Its time for one
-# new token counts as the prompt's, that of each further one as a decode step's.
-
-class Ct2(Peer):
-    def __init__(self, args, folder, dtype):
-        super().__init__(args, folder, "f32")
-        self.name, self.dtype = f"CTranslate2 {dtype}", dtype
-
-    def memory(self):
-        return 1.1 * self.parameters * {"float32": 4, "bfloat16": 2, "int8": 1}[self.dtype] + 2e9
-
-
-def language_model(folder, out):
-    """The language model of a BLIP-2 folder, converted once for CTranslate2 (in f32: it rounds while loading)."""
-    import ctranslate2
-    import torch
-    from transformers import AutoTokenizer, Blip2ForConditionalGeneration
-    if not (out / "model.bin").exists():
-        lm = out.with_suffix(".hf")
-        Blip2ForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).language_model.save_pretrained(lm)
-        AutoTokenizer.from_pretrained(folder).save_pretrained(lm)
-        ctranslate2.converters.TransformersConverter(str(lm)).convert(str(out), force=True)
-        shutil.rmtree(lm)
-
-
-def ct2_worker(args):
-    """Inside CTranslate2's process."""
-    import resource
-    out = args.work / f"{args.folder.resolve().name}.ct2"
-    pid = os.fork()                       # converting takes memory that must not count
-    if not pid:
-        language_model(args.folder, out)
-        os._exit(0)
-    if os.waitpid(pid, 0)[1]:
-        raise SystemExit("CTranslate2 could not convert the language model")
-    import ctranslate2
-    config = json.loads((args.folder / "config.json").read_text())
-    t5 = config["text_config"]["model_type"] == "t5"
-    start = time.perf_counter()
-    kind = ctranslate2.Translator if t5 else ctranslate2.Generator
-    model = kind(str(out), compute_type=args.worker, intra_threads=args.threads, inter_threads=1)
-    load = time.perf_counter() - start
-    names = json.loads((out / "shared_vocabulary.json" if t5 else out / "vocabulary.json").read_text())
-    prompt = [names[10 + i] for i in range(config["num_query_tokens"] + len(PROMPT.split()) + 1)]
-
-    def run(beams, tokens):
-        start = time.perf_counter()
-        if t5:
-            model.translate_batch([prompt], beam_size=beams, max_decoding_length=tokens, min_decoding_length=tokens)
-        else:
-            model.generate_batch([prompt], beam_size=beams, max_length=tokens, min_length=tokens,
-                                 include_prompt_in_result=False)
-        return time.perf_counter() - start
-    run(1, 2)                             # the first call pays for starting threads
-    for line in sys.stdin:
-        first, whole = run(int(line), 1), run(int(line), args.tokens)
-        print(json.dumps({"load": load, "prompt": first, "decode": (whole - first) / max(1, args.tokens - 1),
-                          "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}), flush=True)
-
-
-# ---------------------------------------------------------------------------------------------------------
 
 def available():
     """Bytes of memory that could be had without swapping."""
@@ -329,77 +170,197 @@ def available():
     return int(found[1]) * 1024 if found else 0
 
 
-def rounds(args, engines, program):
-    """(results[engine name][beams] = list of runs, list of ceilings, whether the engines took turns)."""
-    results, limits = {e.name: {1: [], 5: []} for e in engines}, []
-    together = not args.apart and sum(e.memory() for e in engines) < available()
-    for group in [engines] if together else [[e] for e in engines]:
-        for i in range(args.rounds):
-            limits.append(ceilings(program, args.threads))
-            for e in group:
-                for beams in 1, 5:
-                    say(f"round {i + 1} of {args.rounds}: {e.name}, {beams} beam{'s' * (beams > 1)}")
-                    results[e.name][beams].append(e.run(beams))
-        for e in group:
-            e.close()
-    return results, limits, together
-
-
-def processor():
+def machine():
     """The processor's name and the instruction sets that matter here."""
     text = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
     model, flags = re.search(r"model name\s*: (.*)", text), re.search(r"flags\s*: (.*)", text)
-    wanted = ("avx2", "fma", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8")
+    wanted = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8")
     have = [f for f in wanted if flags and f in flags[1].split()]
-    return f"{model[1] if model else platform.processor()} ({', '.join(have) or 'none of ' + ', '.join(wanted)})"
+    family = re.search(r"cpu family\s*: (.*)\nmodel\s*: (.*)", text)
+    name = model[1] if model else platform.processor()
+    name += f" family {family[1]} model {family[2]}" if family else ""
+    return f"{name}, {os.cpu_count()} cores ({', '.join(have) or 'none of ' + ', '.join(wanted)})"
 
 
-def table(args, engines, results, limits, work):
-    """The report, as Markdown."""
-    limit = {key: max(l[key] for l in limits) for key in ("read", "multiply")}
-    print(f"Ceilings, best of {len(limits)} times 20: read {limit['read'] / 1e9:.1f} GB/s, multiply "
-          f"{limit['multiply'] / 1e9:.0f} GFLOP/s in f32.\n")
-    peers = [e for e in engines if isinstance(e, Peer)]
-    for beams in 1, 5:
-        print(f"{'Greedy' if beams == 1 else '5 beams'}, {args.tokens} tokens; seconds, minimum (median):\n")
-        print("| stage | " + " | ".join(e.name for e in engines) + " | faster than the best peer | of the ceiling |")
-        print("|---" * (len(engines) + 3) + "|")
-        for stage in STAGES if beams == 1 else STAGES[3:]:
-            cells, best = [], {}
-            for e in engines:
-                times = [run[stage] for run in results[e.name][beams] if stage in run]
-                if not times:
-                    cells.append("")
-                    continue
-                best[e.name] = min(times)
-                cells.append(f"{min(times):.3f} ({statistics.median(times):.3f})")
-            peer = min((best[e.name] for e in peers if e.name in best), default=None)
-            ours = [e for e in engines if e not in peers]
-            ratio = ", ".join(f"{peer / best[e.name]:.2f}x" for e in ours) if peer else ""
-            share = ""
-            if stage in work:
-                share = ", ".join(f"{floor_of(work, stage, BYTES[e.dtype], beams, limit) / best[e.name]:.0%}"
-                                  for e in ours)
-            name = "decode, a token" if stage == "decode" else stage
-            print(f"| {name} | {' | '.join(cells)} | {ratio} | {share} |")
-        peaks = [f"{max(run['peak'] for run in results[e.name][beams]) / 1e9:.2f} GB" for e in engines]
-        print(f"| peak memory | {' | '.join(peaks)} | | |\n")
+def warm(path):
+    """Reads a file, so that it lies in the page cache."""
+    with open(path, "rb", 0) as f:
+        while f.readinto(warm.block):
+            pass
+
+
+warm.block = bytearray(1 << 24)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Engines. A unit yields ((threads, beams), result); a result is stage -> seconds, "peak" in bytes, and the like.
+
+
+def run_blip2(args, dtype, threads, beams):
+    """One process. Greedy answers are streamed: "first" is the time from its start until the first text came."""
+    words = [ROOT / "blip2", "-v", "-m", weight_file(args, dtype), "-t", threads, "-b", beams, "-n", args.tokens,
+             "--min-tokens", args.tokens, "-p", PROMPT, *(["--stream"] if beams == 1 else []), IMAGE]
+    with tempfile.TemporaryFile("w+") as told:
+        start = time.perf_counter()
+        p = subprocess.Popen([str(w) for w in words], stdout=subprocess.PIPE, stderr=told)
+        os.read(p.stdout.fileno(), 1)
+        first = time.perf_counter() - start
+        p.stdout.read()
+        _, status, used = os.wait4(p.pid, 0)
+        p.returncode = os.waitstatus_to_exitcode(status)
+        told.seek(0)
+        text = told.read()
+    if p.returncode:
+        raise SystemExit(f"./blip2 failed: {text}")
+    result = {stage: float(s) for stage, s in re.findall(r"^time: (\w+) ([0-9.e-]+) s$", text, re.M)}
+    steps, seconds = re.search(r"^time: decode (\d+) steps ([0-9.e-]+) s$", text, re.M).groups()
+    result["caption"] = sum(result.get(s, 0) for s in ("image", "vit", "qformer", "prompt")) + float(seconds)
+    result["decode"] = float(seconds) / max(1, int(steps) - 1)      # the first token comes from the prompt's pass
+    if beams == 1:
+        result["first"] = first
+    return {**result, "peak": used.ru_maxrss * 1024, "file": weight_file(args, dtype).stat().st_size}
+
+
+def unit_blip2(args, dtype, threads):
+    """./blip2 at one number of threads."""
+    file = weight_file(args, dtype)
+    if not file.exists():
+        raise MemoryError(f"there is no {file.name} (prepare)")
+    if file.stat().st_size + SPARE > available():
+        raise MemoryError(f"{file.stat().st_size / 1e9:.1f} GB of weights, {available() / 1e9:.1f} GB free")
+    warm(file)
+    for beams in 1, args.beams:
+        yield (threads, beams), run_blip2(args, dtype, threads, beams)
+
+
+def peer_folder(args, engine):
+    """(folder, whether only half of the language model) for what memory there is."""
+    folder = args.work / ("ct2" if engine == "ctranslate2-int8" else "checkpoint")
+    if not folder.exists():
+        raise MemoryError(f"there is no {folder.name} (prepare)")
+    size = sum(f.stat().st_size for f in folder.glob("*.safetensors" if folder.name == "checkpoint" else "model.bin"))
+    need = size * (2 if engine == "transformers-f32" else 1) * 1.05 + 1e9     # checkpoints are in bf16
+    if need < available():
+        return folder, False
+    if engine == "transformers-f32" and need * 0.67 < available():
+        return halved(args), True
+    raise MemoryError(f"needs about {need / 1e9:.1f} GB, {available() / 1e9:.1f} GB free")
+
+
+def ask(process, line, patience):
+    """What a peer answers to a line, or to nothing at first."""
+    if line:
+        process.stdin.write(line + "\n")
+        process.stdin.flush()
+    if not select.select([process.stdout], [], [], patience)[0]:
+        raise MemoryError(f"no answer within {patience} s")
+    said = process.stdout.readline()
+    if not said:
+        raise MemoryError("ended without an answer; too little memory, or not installed?")
+    return json.loads(said)
+
+
+def unit_peer(args, engine):
+    """A peer at all numbers of threads."""
+    folder, half = peer_folder(args, engine)
+    process = subprocess.Popen(
+        [sys.executable, ROOT / "dev/bench_peers.py", engine, folder, str(args.tokens)], text=True, bufsize=1,
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, env={**os.environ, "OMP_NUM_THREADS": str(max(args.threads))})
+    try:
+        load = ask(process, None, PATIENCE)
+        for threads in args.threads:
+            for beams in 1, args.beams:
+                yield (threads, beams), {**ask(process, f"{threads} {beams}", PATIENCE), **load, "half": half}
+    finally:
+        process.kill()
+        process.wait()
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The record: {"head": {...}, "ceilings": [...], "runs": [...], "took": {unit: [seconds]}, "left_out": {unit: why}}
+
+
+def commit():
+    """The last commit that touched what is measured, with a mark when it was changed since."""
+    def git(*words):
+        return subprocess.run(["git", "-C", ROOT, *words, "--", "*.c", "*.h", "Makefile"], stdout=subprocess.PIPE,
+                              text=True).stdout.strip()
+    return git("log", "-1", "--format=%h", "--abbrev=10") + (" and changes" if git("status", "--porcelain") else "")
+
+
+def record(args):
+    """What was measured so far; must be of the same machine, model and commit."""
+    config = config_of(args)
+    head = {"machine": machine(), "model": (args.work / "checkpoint").resolve().name, "commit": commit(),
+            "tokens": args.tokens, "beams": args.beams, "config": config}
+    known = {"head": head, "ceilings": [], "runs": [], "took": {}, "left_out": {}}
+    if args.json.exists():
+        known = json.loads(args.json.read_text())
+        other = [key for key in head if known["head"].get(key) != head[key]]
+        if other:
+            raise SystemExit(f"{args.json}: was measured with another {', '.join(other)}; hint: another --json")
+    return known
+
+
+def save(args, known):
+    """Replaces the file as a whole."""
+    part = args.json.with_suffix(".part")
+    part.write_text(json.dumps(known, indent=1))
+    part.rename(args.json)
+
+
+def units(args):
+    """Names of all units, in the order of a round: engine, dtype or nothing, threads or nothing."""
+    ours = [f"blip2-{dtype}-{t}" for dtype in args.dtypes for t in args.threads]
+    peers = list(args.peers)
+    out = []
+    while ours or peers:         # engines in turns; f32 files push the others out of the page cache, so they come last
+        out += ours[:2] + peers[:1]
+        ours, peers = ours[2:], peers[1:]
+    return out
+
+
+def piece(args):
+    """Measures until --minutes are over or everything has its rounds."""
+    end, ceiling = time.monotonic() + 60 * args.minutes, build()
+    known = record(args)
+    for n in range(args.rounds):
+        for unit in units(args):
+            took = known["took"].setdefault(unit, [])
+            if len(took) > n:
+                continue
+            guess = max(took) * 1.1 if took else 0
+            if time.monotonic() + guess > end:
+                continue
+            say(f"round {n + 1}, {unit}")
+            start = time.monotonic()
+            try:
+                for t in args.threads:
+                    known["ceilings"].append({"threads": t, **ceilings(ceiling, t)})
+                name, dtype, *threads = unit.split("-")
+                engine = f"{name}-{dtype}"
+                measure = unit_blip2(args, dtype, int(threads[0])) if threads else unit_peer(args, engine)
+                for (threads, beams), result in measure:
+                    known["runs"].append({"engine": engine, "threads": threads, "beams": beams, **result})
+                    say(f"  {threads} threads, {beams} beams: " + ", ".join(
+                        f"{k} {v:.3f}" for k, v in result.items() if isinstance(v, float)))
+                known["left_out"].pop(unit, None)
+                took.append(time.monotonic() - start)
+            except MemoryError as e:
+                say(f"  left out: {e}")
+                known["left_out"][unit] = str(e)
+            save(args, known)
+    say(f"{args.json}: rounds so far: " + ", ".join(f"{u} {len(known['took'].get(u, []))}" for u in units(args)))
 
 
 def main():
     args = usage()
-    if args.worker:
-        return worker(args) if args.worker in ("f32", "bf16") else ct2_worker(args)
-    program = build()
-    folder = checkpoint(args)
-    config = json.loads((folder / "config.json").read_text())
-    engines = [Blip2(args, folder, d) for d in args.dtypes] + [Peer(args, folder, d) for d in args.peers]
-    engines += [Ct2(args, folder, d) for d in args.ct2]
-    results, limits, together = rounds(args, engines, program)
-    load = os.getloadavg()[0]
-    print(f"{folder.name}, {args.threads} threads, {processor()}, load average {load:.1f}, "
-          f"{args.rounds} rounds, engines {'in turn' if together else 'one after the other'}.\n")
-    table(args, engines, results, limits, work_of(config, len(PROMPT.split()) + 1))
+    if args.command == "prepare":
+        prepare(args)
+    elif args.command == "run":
+        piece(args)
+    else:
+        bench_table.publish(json.loads(args.json.read_text()), args.markdown, args.picture)
 
 
 if __name__ == "__main__":

@@ -3,9 +3,10 @@
     python3 dev/quantization.py files f32.bin int8.bin int4.bin --images FOLDER [--prompts FILE]
     python3 dev/quantization.py demo --checkpoint demo/checkpoint --drawings D --index I --markdown doc/quantization.md
 
-`files` is for a checkpoint of your own: the first file is what the others are compared with (bf16 will do where f32 does
-not fit), on the pictures of a folder. `demo` exports a checkpoint of the demo model in every way there is, with the steps
-that lead to int4 one by one, and asks about 2,000 drawn scenes: the caption of each, and one question of changing kind.
+`files` is for a checkpoint of your own: the first file is what the others are compared with (bf16 will do where f32
+does not fit), on the pictures of a folder. `demo` exports a checkpoint of the demo model in every way there is, with the
+steps that lead to int4 one by one, and asks about 2,000 drawn scenes: the caption of each, and one question of changing
+kind.
 
 In order: the command line, weights, stages, texts, the table, the two commands. Needs numpy and Pillow; --calibrate and
 `demo` need torch as well. Errors are relative, |a - b| / |a| in 2-norms. Texts agree when they are the same, letter by
@@ -168,8 +169,9 @@ def ask(args, row, asked):
 
 def table(rows, asked):
     """The report as lines of Markdown. Right answers are counted where they are known."""
-    kinds = {"captions": [a for a in asked if a.kind == "caption"], "answers": [a for a in asked if a.kind != "caption"]}
-    kinds = {k: v for k, v in kinds.items() if v}
+    kinds = {}
+    for a in asked:
+        kinds.setdefault("captions" if a.kind == "caption" else "answers", []).append(a)
     known = all(a.right is not None for a in asked)
     head = ["weight file", "size", "weights", *rows[-1].stages, *(f"same {k}" for k in kinds)]
     head += [f"right {k}" for k in kinds] if known else []
@@ -177,7 +179,8 @@ def table(rows, asked):
     first = rows[0].name
     for r in rows:
         cells = [r.name, f"{r.file.stat().st_size / 1e6:.1f} MB"]
-        cells += [f"{100 * e:.2f} %" if r.name != first else "" for e in (r.weights, *(r.stages or rows[-1].stages).values())]
+        errors = (r.weights, *(r.stages or rows[-1].stages).values())
+        cells += [f"{100 * e:.2f} %" if r.name != first else "" for e in errors]
         for texts in kinds.values():
             same = sum(a.given[r.name] == a.given[first] for a in texts)
             cells.append("" if r.name == first else f"{100 * same / len(texts):.2f} %")
@@ -297,12 +300,13 @@ def command_demo(args):
         work = args.work or Path(temporary)
         asked = scenes(args, work / "scenes", args.scenes, "new", 2, 2 * 10 ** 9)
         learnt = scenes(args, work / "calibration", args.calibration_scenes, "seen", 2, 10 ** 9)
-        (work / "calibration" / "prompts.txt").write_text("".join(f"{p}\n" for p in ["", *(a.prompt for a in learnt if a.prompt)]))
+        prompts = ["", *(a.prompt for a in learnt if a.prompt)]
+        (work / "calibration" / "prompts.txt").write_text("".join(f"{p}\n" for p in prompts))
         rows = variants(args, work, work / "calibration")
         measure(args, rows, asked)
         commit = args.commit or run(["git", "-C", ROOT, "rev-parse", "--short", "HEAD"]).strip()
-        publish(args.markdown, "demo", ["", f"Demo model of commit {commit}: " + asked_text(args, asked).format("f32"), "",
-                                        *table(rows, asked)])
+        publish(args.markdown, "demo", ["", f"Demo model of commit {commit}: " + asked_text(args, asked).format("f32"),
+                                        "", *table(rows, asked)])
 
 
 if __name__ == "__main__":

@@ -3,9 +3,10 @@
 In order: which module of transformers holds a matrix, the sample inputs, Moments. Needs torch and transformers, and the
 memory of the model in f32 beside what BUDGET allows for the moments.
 
-The samples are the pictures of a folder, each with a caption and answers that the model itself gives, so that the moments
-are those of generating, not of reading somebody's text. The pictures pass through the ViT and Q-Former once, to find the
-samples; then each group of matrices whose moments fit into BUDGET together is watched while the samples pass again.
+The samples are the pictures of a folder, each with a caption and answers that the model itself gives, so that the
+moments are those of generating, not of reading somebody's text. The pictures pass through the ViT and Q-Former once, to
+find the samples; then each group of matrices whose moments fit into BUDGET together is watched while the samples pass
+again.
 """
 
 import sys
@@ -26,8 +27,8 @@ except ImportError as e:
 
 BUDGET = 2 << 30                          # bytes of moments held at a time
 NEW_TOKENS = 40
-PROMPTS = ("", "a photo of", "Question: what is in the picture? Answer:", "Question: how many people are there? Answer:",
-           "Question: what colour is the background? Answer:")
+PROMPTS = ("", "a photo of", "Question: what is in the picture? Answer:",
+           "Question: how many people are there? Answer:", "Question: what colour is the background? Answer:")
 PICTURES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
 AT_ONCE = 8                               # pictures that are answered together
 
@@ -108,7 +109,8 @@ class Moments:
         said = said[:said.index(end)] if end in said else said
         if t5:
             ids, decoder = torch.tensor([asked]), [self.model.config.text_config.decoder_start_token_id, *said]
-            return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "decoder_input_ids": torch.tensor([decoder])}
+            return {"input_ids": ids, "attention_mask": torch.ones_like(ids),
+                    "decoder_input_ids": torch.tensor([decoder])}
         ids = torch.tensor([asked + said])
         return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
 

@@ -1,8 +1,8 @@
 """Writes and reads the weight file (doc/format.md).
 
 In order: the hyperparameter tables, packing of the head, conversion to bf16, write_file, and WeightFile, which the
-tests use. Where tensors come from is not known here: write_file is given their numbers chunk by chunk. int8 and int4 are
-quantize.py's.
+tests use. Where tensors come from is not known here: write_file is given their numbers chunk by chunk. int8 and int4
+are quantize.py's.
 """
 
 import json
@@ -210,8 +210,8 @@ def write_file(path, config, tokenizer, entries, dtype, chunks, quiet=False, mom
 
     path: where to; config: {field: number, "type": str, "prompt": str}; tokenizer: bytes of that section; entries:
     list of tensors.Entry; dtype: a key of DTYPES for matrices; chunks(entry): iterator of (f32 array (n), name of the
-    source tensor), whose arrays together hold rows*cols numbers; moments(entry): second moments (cols,cols) of a matrix's
-    inputs or None, for int8 and int4. Returns (file_bytes, [Record]). Raises ExportError, OSError."""
+    source tensor), whose arrays together hold rows*cols numbers; moments(entry): second moments (cols,cols) of a
+    matrix's inputs or None, for int8 and int4. Returns (file_bytes, [Record]). Raises ExportError, OSError."""
     head_bytes, file_bytes, records = place(entries, dtype, len(tokenizer))
     pack_head(config, tokenizer, records, head_bytes, file_bytes)   # refuses bad values before the work
     path = Path(path)

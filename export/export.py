@@ -27,9 +27,9 @@ from tokenizer import TokenizerError
 HELP_DTYPE = """dtype of the matrices; vectors are always f32. bf16 halves the file and is what most people want; int8
 halves it again and int4 once more, for a loss that doc/quantization.md measures. By default nothing is lost: bf16 when
 the source is bf16, otherwise f32"""
-HELP_CALIBRATE = """with int4 or int8: a folder of sample pictures (and prompts.txt, if you like, one prompt a line). Rounds
-so that the outputs stay close for inputs like these. Needs torch and transformers, the memory of the model in f32, and
-minutes to hours"""
+HELP_CALIBRATE = """with int4 or int8: a folder of sample pictures (and prompts.txt, if you like, one prompt a line).
+Rounds so that the outputs stay close for inputs like these. Needs torch and transformers, the memory of the model in
+f32, and minutes to hours"""
 
 
 def usage():
@@ -108,7 +108,8 @@ def run(args):
     if args.calibrate:
         import calibrate     # imports torch
         moments = calibrate.Moments(folder, Path(args.calibrate), entries, dtype, args.quiet).of
-    file_bytes, records = write_file(output, s.config, tokenizer.blob, entries, dtype, lookup.chunks, args.quiet, moments)
+    file_bytes, records = write_file(output, s.config, tokenizer.blob, entries, dtype, lookup.chunks, args.quiet,
+                                     moments)
     summary(s, entries, args, dtype, file_bytes, records, time.monotonic() - began)
 
 

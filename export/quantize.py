@@ -16,13 +16,13 @@ import numpy as np
 
 GROUP = 32                                # columns that share an int4 scale
 PAD = 256                                 # the scales start at a multiple of this
-BLOCK = 1 << 18                           # numbers rounded at a time by a thread: 1 MB of f32, so that it stays in cache
+BLOCK = 1 << 18                           # numbers rounded at a time by a thread: 1 MB of f32, so they stay in cache
 GPTQ_BLOCK = 1 << 25                      # with known inputs: as many rows as make 128 MB, columns are the slow loop
 GPTQ_COLUMNS = 4 * GROUP                  # columns between two updates of everything behind them
 DAMPING = 0.01                            # of the mean second moment, as in the GPTQ paper
 
-# What stays in int8 in an int4 file: the first and the last matrix, through which everything goes, and the Q-Former with
-# its projection. Together 4 % of a small model's numbers. Measured in doc/quantization.md.
+# What stays in int8 in an int4 file: the first and the last matrix, through which everything goes, and the Q-Former
+# with its projection. Together 4 % of a small model's numbers. Measured in doc/quantization.md.
 KEPT_IN_INT8 = re.compile(r"vit\.patch\.w|qf\..*|lm\.(tok|head)")
 
 # int4: by which level (before the refit) the number of largest magnitude in a group is divided to get the scales that
@@ -81,10 +81,11 @@ def to_levels(x, inv, lo, hi):
 
 
 def best_scales(x, weight, divisors, lo, hi):
-    """x (n,c), weight (c) or (n,c) or None -> scales (n) f32 with a small sum of weight * (x - scale * q)^2, q in lo..hi.
+    """x (n,c), weight (c) or (n,c) or None -> scales (n) f32 with a small sum of weight * (x - scale * q)^2, q in
+    lo..hi.
 
-    The largest magnitude of a row over each divisor gives a first scale and from it the q; for given q the least squares
-    solution is sum(w x q) / sum(w q q), and the error falls by sum(w x q)^2 / sum(w q q): the greatest of these wins.
+    The largest magnitude of a row over each divisor gives a first scale and from it the q; for given q the least
+    squares solution is sum(w x q) / sum(w q q), and the error falls by sum(w x q)^2 / sum(w q q): the greatest of these wins.
     """
     top = x[np.arange(len(x)), np.abs(x).argmax(1)]
     best, scale = np.full(len(x), -1, np.float32), np.zeros(len(x), np.float32)
@@ -121,7 +122,8 @@ def padded(x):
 
 
 def int4_rows(x, weight=None):
-    """x (R,C) f32, weight (C) or None: how much each column matters -> codes (R,G*GROUP) f32 in -8..7, scales (R,G) f16."""
+    """x (R,C) f32, weight (C) or None: how much each column matters -> codes (R,G*GROUP) f32 in -8..7, scales (R,G)
+    f16."""
     rows, x = len(x), padded(x).reshape(-1, GROUP)
     if weight is not None:
         weight = np.tile(padded(weight[None]).reshape(-1, GROUP), (rows, 1))
@@ -183,8 +185,8 @@ def gptq_rows(x, scales, spread, lo, hi, group):
 
 
 def round_rows(x, dtype, moments=None, spread=None):
-    """x (R,C) f32 -> (bytes of the codes, scales, sum of squared errors, sum of squares). moments (C,C) of the inputs and
-    error_spread(moments), when they are known."""
+    """x (R,C) f32 -> (bytes of the codes, scales, sum of squared errors, sum of squares). moments (C,C) of the inputs
+    and error_spread(moments), when they are known."""
     weight = None if moments is None else np.diag(moments) + np.float32(1e-6 * np.diag(moments).mean() + 1e-30)
     if dtype == "int8":
         q, scales = int8_rows(x, weight)
