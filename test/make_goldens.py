@@ -3,6 +3,7 @@
     python3 test/make_goldens.py
 
 test/data/tiny_{opt,t5}.bin       weight files of random models with odd dimensions, OPT in f32 and T5 in bf16
+test/data/tiny_{opt_int8,t5_int4}.bin   the same two, rounded; PyTorch gets the rounded numbers too
 test/data/tiny_{0,1,2}.png        three pictures
 test/data/tiny_*.stages           every stage of picture 0 with the prompt "a photo of", as --dump writes it
 test/data/tiny_*.answers          answers with many settings; the form of a line is drawn in test/test_tiny.c
@@ -43,11 +44,27 @@ MODELS = {
         "text.relative_attention_num_buckets": 10, "text.relative_attention_max_distance": 20}),
 }
 
+ROUNDED = {"opt_int8": ("opt", "int8"), "t5_int4": ("t5", "int4")}
+
 PROMPTS = ["", "a photo of", "how many dogs are there?"]
 
 # beams captions max_new min_new length_penalty repeat_penalty
 CASES = [(1, 1, 20, 0, 1, 1), (1, 1, 30, 8, 1, 1.5), (2, 2, 16, 0, 1, 1), (3, 3, 16, 0, -1, 1), (4, 2, 20, 6, 2, 1),
          (5, 5, 24, 0, 0, 1), (7, 7, 12, 0, 1, 1.25), (5, 1, 30, 1, 1, 1)]
+
+
+def write(name, weights, t, images):
+    """The weight file, and what PyTorch makes of it."""
+    shutil.copy(weights, os.path.join(DATA, f"tiny_{name}.bin"))
+    pixels = np.stack([truth.pixel_values(i, t.config.vision_config.image_size) for i in images])
+    truth.write_dump(os.path.join(DATA, f"tiny_{name}.stages"), t.stages(pixels[0], t.prompt_ids("a photo of")))
+    with open(os.path.join(DATA, f"tiny_{name}.answers"), "w") as f:
+        for case, prompt in itertools.product(CASES, PROMPTS):
+            for i, answers in enumerate(t.answers(pixels, t.prompt_ids(prompt), *case)):
+                fields = [" ".join(["stop" if stopped else "length", f"{score:.8g}", *map(str, tokens)])
+                          for tokens, score, stopped in answers]
+                print(i, *[" ".join(map(str, case)), prompt, *fields], sep="\t", file=f)
+    print(name, os.path.getsize(weights), "bytes")
 
 
 def main():
@@ -59,17 +76,14 @@ def main():
     work = tempfile.mkdtemp()
     for name, (_, _, dtype, _) in MODELS.items():
         folder, weights, _, _ = parity_model.build(name, work)
-        shutil.copy(weights, os.path.join(DATA, f"tiny_{name}.bin"))
-        t = truth.Truth(folder, round_bf16=dtype == "bf16")
-        pixels = np.stack([truth.pixel_values(i, t.config.vision_config.image_size) for i in images])
-        truth.write_dump(os.path.join(DATA, f"tiny_{name}.stages"), t.stages(pixels[0], t.prompt_ids("a photo of")))
-        with open(os.path.join(DATA, f"tiny_{name}.answers"), "w") as f:
-            for case, prompt in itertools.product(CASES, PROMPTS):
-                for i, answers in enumerate(t.answers(pixels, t.prompt_ids(prompt), *case)):
-                    fields = [" ".join(["stop" if stopped else "length", f"{score:.8g}", *map(str, tokens)])
-                              for tokens, score, stopped in answers]
-                    print(i, *[" ".join(map(str, case)), prompt, *fields], sep="\t", file=f)
-        print(name, os.path.getsize(weights), "bytes")
+        write(name, weights, truth.Truth(folder, round_bf16=dtype == "bf16"), images)
+    for name, (of, dtype) in ROUNDED.items():
+        folder, weights = os.path.join(work, of), os.path.join(work, name + ".bin")
+        parity_model.quietly([sys.executable, os.path.join(parity_model.HERE, "..", "export", "export.py"), folder, "-o",
+                              weights, "--dtype", dtype])
+        t = truth.Truth(folder)
+        t.take_weights(folder, weights)
+        write(name, weights, t, images)
     return 0
 
 

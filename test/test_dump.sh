@@ -1,12 +1,12 @@
 #!/bin/sh
-# test/test_dump.sh BLIP2 COMPARE: every stage of the two tiny models against what PyTorch wrote, on several images.
+# test/test_dump.sh BLIP2 COMPARE: every stage of the tiny models against what PyTorch wrote, on several images.
 # Bounds are relative L2 errors; doc/parity.md has the measured ones beside them.
 blip2=$1 compare=$2 passed=0 failed=0
 tmp=$(mktemp -d) || exit 1
 trap 'rm -rf "$tmp"' EXIT
 check() { if [ "$1" -eq "$2" ]; then passed=$((passed + 1)); else failed=$((failed + 1)); echo "FAIL $3" >&2; fi; }
 
-for name in opt t5; do
+for name in opt t5 opt_int8 t5_int4; do
     "$blip2" -m test/data/tiny_$name.bin -b 1 -n 5 -p "a photo of" --quiet --dump "$tmp/$name" test/data/tiny_0.png >"$tmp/text"
     check $? 0 "$name: --dump"
     "$compare" "$tmp/$name" test/data/tiny_$name.stages 2e-5 >"$tmp/table"

@@ -1,4 +1,4 @@
-// test/test_tiny.c: the two committed tiny models, end to end, against answers that PyTorch wrote.
+// test/test_tiny.c: the committed tiny models (f32, bf16, int8, int4), end to end, against answers that PyTorch wrote.
 //
 // In order: reading test/data/tiny_*.answers (make_goldens.py), running one of its lines, and then what must not
 // change an answer: the number of threads, the company in a batch, a second model in use, a second run.
@@ -223,11 +223,11 @@ static void test_negative(Tally *tally) {
 
 int main(void) {
     Tally tally = {0};
-    for (int i = 0; i < 2; i++) {
-        const char *name = i ? "t5" : "opt";
-        test_answers(&tally, name, 1);
-        test_answers(&tally, name, 3);
-        test_samples(&tally, name);
+    static const char *const names[] = {"opt", "t5", "opt_int8", "t5_int4"};
+    for (int i = 0; i < 4; i++) {
+        test_answers(&tally, names[i], 1);
+        test_answers(&tally, names[i], 3);
+        if (i < 2) test_samples(&tally, names[i]);
     }
     test_negative(&tally);
     return tally_close(&tally);

@@ -6,7 +6,9 @@ Not here: what is compared with what, and which difference is too large.
 """
 
 import json
+import os
 import subprocess
+import sys
 
 import numpy as np
 import torch
@@ -49,6 +51,23 @@ class Truth:
             matrix = p.ndim == 2 and "position" not in name and "relative_attention_bias" not in name
             if matrix or name.endswith("patch_embedding.weight"):
                 p.data = p.data.to(torch.bfloat16).to(torch.float32)
+
+    def take_weights(self, folder, file):
+        """The numbers of a weight file, rounded as they may be, in place of the folder's."""
+        sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "export"))
+        import hf
+        from container import WeightFile
+        from tensors import layout
+        with open(os.path.join(folder, "config.json"), encoding="utf-8") as f:
+            settings = hf.config_settings(json.load(f))
+        weights, own = WeightFile(file), self.model.state_dict()
+        for e in layout(weights.config, settings.vit_qkv_bias, settings.opt_bias):
+            flat, at = torch.from_numpy(np.array(weights.tensor(e.name), np.float32)).reshape(-1), 0
+            for p in e.parts:
+                n = int(np.prod(p.shape))
+                if p.name:
+                    own[p.name].copy_(flat[at:at + n].reshape(own[p.name].shape))
+                at += n
 
     def prompt_ids(self, prompt):
         """Token ids of a prompt with its special tokens, without image placeholders.
