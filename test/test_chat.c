@@ -89,6 +89,8 @@ static void person(Tally *t) {
 #ifdef HAVE_EDIT
     pty_type(&p, "\x1b[A\r");                    // key up: the same again
     EXPECT(t, pty_wait(&p, "unknown command /fool") && pty_wait(&p, "> "), "no history: %s", p.seen.data);
+    pty_type(&p, "\xC3/fool\r");                 // half a character takes no others with it
+    EXPECT(t, pty_wait(&p, "unknown command /fool") && pty_wait(&p, "> "), "%s", p.seen.data);
     char folder[] = "/tmp/blip2-chat-XXXXXX", path[64], image[4096];
     EXPECT(t, mkdtemp(folder) && realpath(IMAGE, image), "no folder");
     snprintf(path, sizeof path, "%s/a b.png", folder);

@@ -56,7 +56,8 @@ lacks "$tmp/err" 'images/s|s/image'
 printf 'what is it?\nwhere?\n' | "$blip2" -v -m test/data/tiny_opt.bin --chat $a >"$tmp/out" 2>"$tmp/err" && ok ||
     bad "-v --chat"
 for n in image.1 vit.1 qformer.1 prompt.2 decode.2; do
-    [ "$(grep -c "^time: ${n%.*} .*[0-9] s$" "$tmp/err")" -eq "${n#*.}" ] && ok || bad "-v --chat, $n: $(cat "$tmp/err")"
+    [ "$(grep -c "^time: ${n%.*} .*[0-9] s$" "$tmp/err")" -eq "${n#*.}" ] && ok ||
+        bad "-v --chat, $n: $(cat "$tmp/err")"
 done
 has "$tmp/err" '^memory: '
 
