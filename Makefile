@@ -3,7 +3,8 @@
 # In order: installing what is missing, what was asked for, what this machine has (dev/probe.sh), flags, rules for
 # objects and programs, tests, parity with PyTorch, demo, the rest.
 
-.PHONY: all lib deps programs test test-cuda test-cuda-sim parity fuzz fuzz_run demo list install uninstall clean help FORCE
+.PHONY: all lib deps programs test test-cuda test-cuda-sim parity fuzz fuzz_run demo list install uninstall clean \
+        help FORCE
 .SECONDARY:
 
 ifneq ($(filter deps,$(MAKECMDGOALS)),)
@@ -157,7 +158,8 @@ test: programs
 
 FUZZ_SECONDS ?= 60
 FUZZ_IMAGES := gif bmp pnm
-FUZZ_TARGETS := $(FUZZ_IMAGES) $(patsubst test/fuzz/fuzz_%.c,%,$(filter-out %/fuzz_image.c,$(sort $(wildcard test/fuzz/fuzz_*.c))))
+FUZZ_TARGETS := $(patsubst test/fuzz/fuzz_%.c,%,$(sort $(wildcard test/fuzz/fuzz_*.c)))
+FUZZ_TARGETS := $(FUZZ_IMAGES) $(filter-out image,$(FUZZ_TARGETS))
 
 fuzz:
 	@if echo 'int LLVMFuzzerTestOneInput(void) { return 0; }' | \
@@ -184,6 +186,9 @@ $(BUILD)/test/make_seeds.o: test/fuzz/make_seeds.c $(BUILD)/flags
 
 $(BUILD)/make_seeds: $(BUILD)/test/make_seeds.o $(BUILD)/test/fixture.o $(PARTS)
 	$(LINK)
+
+# its picture needs no child process
+$(BUILD)/fuzz_chat: private LDFLAGS += -Wl,--wrap=blip2_image_read
 
 $(BUILD)/fuzz_%: $(BUILD)/test/fuzz_%.o $(BUILD)/test/fixture.o $(PARTS)
 	$(LINK) -fsanitize=fuzzer
@@ -272,8 +277,8 @@ doc/blip2.1: $(BUILD)/blip2
 
 # What `make install` puts below DESTDIR and PREFIX, and `make uninstall` takes away.
 INSTALLED := $(addprefix $(DESTDIR)$(PREFIX)/,bin/blip2 include/libblip2.h lib/libblip2.a lib/libblip2.so.$(ABI) \
-               lib/libblip2.so lib/blip2/blip2_cuda.so lib/pkgconfig/libblip2.pc share/man/man1/blip2.1 share/blip2/demo.bin \
-               share/bash-completion/completions/blip2 share/zsh/site-functions/_blip2 \
+               lib/libblip2.so lib/blip2/blip2_cuda.so lib/pkgconfig/libblip2.pc share/man/man1/blip2.1 \
+               share/blip2/demo.bin share/bash-completion/completions/blip2 share/zsh/site-functions/_blip2 \
                share/fish/vendor_completions.d/blip2.fish)
 # the file of that list whose name ends so
 PLACE = $(filter %/$(1),$(INSTALLED))

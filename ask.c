@@ -1,6 +1,7 @@
 // ask.c: an image in, a prompt or a question about it, its answers out; for the command line and for the chat.
 //
-// In order: messages, images, prompts, questions with the turns before them. Not here: how answers look (output.c).
+// In order: messages, images, prompts, questions with the turns before them. What -v says of their time begins and ends
+// here. Not here: how answers look (output.c).
 
 #include "escape.h"
 #include "fetch.h"
@@ -30,6 +31,7 @@ int load_image(blip2_image *out, Program *p, const char *name, Err *e) {
     uint8_t *data = NULL;
     size_t n = 0;
     int code;
+    timing_start(&p->timing);
     if (fetch_is_url(name)) {
         if (fetch_url(&data, &n, name, e)) return -1;
         code = blip2_image_decode(out, data, n, name, flags, &b);
@@ -52,11 +54,22 @@ int show_image(Program *p, const blip2_image *im, const char *text, size_t n, Er
     return bad;
 }
 
+typedef struct { blip2_callback *callback; void *arg; int steps; } Counter;
+
+static int count_step(void *counter, const blip2_event *event) {
+    Counter *c = counter;
+    if (!event->answer) c->steps++;
+    return c->callback(c->arg, event);
+}
+
 int ask_prompt(Program *p, const char *prompt, blip2_callback *callback, void *arg, Err *e) {
     blip2_error b;
-    const int code = blip2_generate(p->model, prompt, &p->how, callback, arg, &b);
+    Counter c = {callback, arg, 0};
+    timing_start(&p->timing);
+    const int code = blip2_generate(p->model, prompt, &p->how, count_step, &c, &b);
     if (code == BLIP2_STOPPED) return code;
     if (code) return fail(e, "%s", b.text);
+    timing_decode(&p->timing, c.steps);
     if (*blip2_warning(p->model)) remark(p, "%s", blip2_warning(p->model));
     return 0;
 }

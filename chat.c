@@ -1,9 +1,10 @@
 // chat.c: --chat: questions about one image, line by line, with the turns so far in view.
 //
-// In order: Ctrl-C, the image, a question, /save, the commands, the loop. The lines come from line.c; answers and turns
-// are those of -q (ask.c), so that a script on standard input gets the same ones. Answers go to stdout, all else to
-// stderr, and what is only for people is written only when somebody types.
+// In order: Ctrl-C, the image, a question, names of files, /save, the commands, the loop. The lines come from line.c;
+// answers and turns are those of -q (ask.c), so that a script on standard input gets the same ones. Answers go to
+// stdout, all else to stderr, and what is only for people is written only when somebody types.
 
+#include "fetch.h"
 #include "line.h"
 #include "output.h"
 #include "program.h"
@@ -72,6 +73,28 @@ static void ask(Chat *c, const char *question) {
 
 // ---------------------------------------------------------------------------------------------------------
 
+// The name that is meant. As it stands when there is such a file; otherwise as a shell reads it, because that is how
+// the completion of file names and most terminals put in a name with a space: quotes, backslashes and "~/" count.
+static int meant(Text *name, const char *typed, Err *e) {
+    const char *home = getenv("HOME"), *s = typed;
+    char quote = 0;
+    const bool plain = fetch_is_url(typed) || access(typed, F_OK) == 0;
+    if (!plain && !strncmp(s, "~/", 2) && home) text_add(name, home, strlen(home)), s++;
+    for (; !plain && *s; s++) {
+        if (*s == quote) quote = 0;
+        else if (!quote && (*s == '\'' || *s == '"')) quote = *s;
+        else {
+            if (*s == '\\' && quote != '\'' && s[1]) s++;
+            text_add(name, s, 1);
+        }
+    }
+    if (plain || quote || !name->len) {
+        name->len = 0;
+        text_add(name, typed, strlen(typed));
+    }
+    return text_check(name, e);
+}
+
 static void put_clean(FILE *f, const char *text) {
     for (; *text; text++) fputc((unsigned char)*text < 0x20 ? ' ' : *text, f);
 }
@@ -111,25 +134,29 @@ static void help(void) {
 static void command(Chat *c, char *line) {
     // line "/name argument"
     Err e = {0};
+    Text name = {0};
     const size_t n = strcspn(line, " \t");
     char *argument = line + n + strspn(line + n, " \t");
     for (size_t end = strlen(argument); end && strchr(" \t", argument[end - 1]); ) argument[--end] = 0;
-#define IS(name) (n == strlen(name) && !memcmp(line, name, n))
-    const bool wants = IS("/image") || IS("/save"), plain = IS("/clear") || IS("/help") || IS("/quit");
     int bad = 0;
+#define IS(name) (!bad && n == strlen(name) && !memcmp(line, name, n))
+    const bool wants = IS("/image") || IS("/save"), plain = IS("/clear") || IS("/help") || IS("/quit");
     if (!wants && !plain)
         bad = fail(&e, "unknown command %.*s; hint: /help lists them", (int)(n < 100 ? n : 100), line);
     else if (wants && !*argument) bad = fail(&e, "%.*s needs a name: %.*s %s", (int)n, line, (int)n, line,
                                              IS("/save") ? "FILE" : "PATH");
     else if (plain && *argument) bad = fail(&e, "%.*s stands alone, without '%.100s'", (int)n, line, argument);
-    else if (IS("/save")) bad = save(c, argument, &e);
+    else if (wants) bad = meant(&name, argument, &e);
+    if (IS("/save")) bad = save(c, name.data, &e);
     else if (IS("/clear")) turns_cut(&c->p->turns, 0);
     else if (IS("/help")) help();
     else if (IS("/quit")) c->quit = true;
-    else if (!strcmp(argument, "-")) bad = fail(&e, "/image - : the questions come from standard input");
-    else if (!(bad = look(c, argument, &e))) turns_cut(&c->p->turns, 0);
+    else if (IS("/image") && !strcmp(name.data, "-"))
+        bad = fail(&e, "/image - : the questions come from standard input");
+    else if (IS("/image") && !(bad = look(c, name.data, &e))) turns_cut(&c->p->turns, 0);
 #undef IS
     if (bad) wrong(c, e.text);
+    text_free(&name);
 }
 
 static void one_line(Chat *c, const char *text, size_t n) {
@@ -140,7 +167,7 @@ static void one_line(Chat *c, const char *text, size_t n) {
     if (text_check(&line, &e)) wrong(c, e.text);
     else if (line.len && strlen(line.data) != line.len) wrong(c, "a question with a NUL byte");
     else if (line.len && line.data[0] == '/') command(c, line.data);
-    else if (line.len) ask(c, line.data);
+    else if (line.len && line.data[strspn(line.data, " \t\r")]) ask(c, line.data);
     text_free(&line);
 }
 

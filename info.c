@@ -1,6 +1,6 @@
 // info.c: what --info says (see info.h), out of what the library tells about an open weight file.
 //
-// In order: looking things up, the sum over tensors of each dtype, what a decoding step reads, text, JSON.
+// In order: looking things up, the sum over tensors of each dtype, what a decoding step reads, all facts, text, JSON.
 
 #include "info.h"
 
@@ -61,6 +61,24 @@ uint64_t info_step_bytes(const blip2 *b) {
     return bytes;
 }
 
+typedef struct {
+    blip2_info info;
+    blip2_options defaults;
+    Sum sums[MAX_DTYPES];
+    int n;                   // sums
+    uint64_t weights;        // bytes of all tensors
+    bool opt;
+} Facts;
+
+static Facts facts(const blip2 *b) {
+    Facts f;
+    blip2_describe(b, &f.info, sizeof f.info);
+    blip2_defaults(b, &f.defaults, sizeof f.defaults);
+    f.n = sum_dtypes(f.sums, &f.weights, b);
+    f.opt = !strcmp(f.info.family, "opt");
+    return f;
+}
+
 // ---------------------------------------------------------------------------------------------------------
 // For people.
 
@@ -87,36 +105,32 @@ static void lines_of_sizes(Text *t, const blip2 *b, bool opt) {
 }
 
 void info_text(Text *t, const blip2 *b, const char *path) {
-    blip2_info info;
-    blip2_options o = {.size = sizeof o};
-    blip2_describe(b, &info, sizeof info);
-    blip2_defaults(b, &o, sizeof o);
-    Sum sums[MAX_DTYPES];
-    uint64_t weights;
+    const Facts f = facts(b);
+    const blip2_info *info = &f.info;
+    const blip2_options *o = &f.defaults;
     char size[32], more[32];
-    const int n = sum_dtypes(sums, &weights, b);
-    const bool opt = !strcmp(info.family, "opt");
     text_printf(t, "file            ");
     escape_add(t, path, strlen(path));
-    text_printf(t, ", %s\nmodel           ", size_text(size, info.file_bytes));
-    escape_add(t, info.type, strlen(info.type));
-    text_printf(t, ", BLIP-2 with %s\n", opt ? "OPT" : "Flan-T5");
-    text_printf(t, "parameters      %llu in %d tensors:", (unsigned long long)info.parameters, info.tensors);
-    for (int i = 0; i < n; i++)
-        text_printf(t, "%s %d in %s (%s)", i ? "," : "", sums[i].n, sums[i].dtype, size_text(size, sums[i].bytes));
+    text_printf(t, ", %s\nmodel           ", size_text(size, info->file_bytes));
+    escape_add(t, info->type, strlen(info->type));
+    text_printf(t, ", BLIP-2 with %s\n", f.opt ? "OPT" : "Flan-T5");
+    text_printf(t, "parameters      %llu in %d tensors:", (unsigned long long)info->parameters, info->tensors);
+    for (int i = 0; i < f.n; i++)
+        text_printf(t, "%s %d in %s (%s)", i ? "," : "", f.sums[i].n, f.sums[i].dtype,
+                    size_text(size, f.sums[i].bytes));
     text_printf(t, "\n");
-    lines_of_sizes(t, b, opt);
-    text_printf(t, "tokenizer       %s, %d ids, %d rows in the embedding, %s\n", info.tokenizer, info.ids, info.V,
-                size_text(size, info.tokenizer_bytes));
+    lines_of_sizes(t, b, f.opt);
+    text_printf(t, "tokenizer       %s, %d ids, %d rows in the embedding, %s\n", info->tokenizer, info->ids, info->V,
+                size_text(size, info->tokenizer_bytes));
     text_printf(t, "defaults        -b %d -n %d --min-tokens %d --length-penalty %.7g --repeat-penalty %.7g, sampling "
-                   "with --top-p %.7g --top-k %d --temp %.7g\n", o.beams, o.max_new, o.min_new, o.length_penalty,
-                o.repeat_penalty, o.top_p, o.top_k, o.temp);
+                   "with --top-p %.7g --top-k %d --temp %.7g\n", o->beams, o->max_new, o->min_new, o->length_penalty,
+                o->repeat_penalty, o->top_p, o->top_k, o->temp);
     text_printf(t, "prompt          ");
-    text_json(t, info.prompt, strlen(info.prompt));
+    text_json(t, info->prompt, strlen(info->prompt));
     text_printf(t, "\nmemory, CPU     %s for activations and KV cache (--ctx %d) beside %s of mapped weights\n",
-                size_text(size, info.memory), info.ctx, size_text(more, info.file_bytes));
+                size_text(size, info->memory), info->ctx, size_text(more, info->file_bytes));
     text_printf(t, "memory, GPU     about %s (estimate: weights and the same activations)\n",
-                size_text(size, weights + info.memory));
+                size_text(size, f.weights + info->memory));
 }
 
 // ---------------------------------------------------------------------------------------------------------
@@ -129,38 +143,34 @@ static void member(Text *t, const char *name, const char *text) {
 }
 
 void info_json(Text *t, const blip2 *b, const char *path) {
-    blip2_info info;
-    blip2_options o = {.size = sizeof o};
-    blip2_describe(b, &info, sizeof info);
-    blip2_defaults(b, &o, sizeof o);
-    Sum sums[MAX_DTYPES];
-    uint64_t weights;
-    const int n = sum_dtypes(sums, &weights, b);
+    const Facts f = facts(b);
+    const blip2_info *info = &f.info;
+    const blip2_options *o = &f.defaults;
     text_add(t, "{", 1);
     member(t, "file", path);
-    member(t, "type", info.type);
-    member(t, "family", info.family);
+    member(t, "type", info->type);
+    member(t, "family", info->family);
     text_printf(t, "\"bytes\":%llu,\"tensors\":%d,\"parameters\":%llu,\"dtypes\":{",
-                (unsigned long long)info.file_bytes, info.tensors, (unsigned long long)info.parameters);
-    for (int i = 0; i < n; i++)
-        text_printf(t, "%s\"%s\":{\"tensors\":%d,\"bytes\":%llu}", i ? "," : "", sums[i].dtype, sums[i].n,
-                    (unsigned long long)sums[i].bytes);
+                (unsigned long long)info->file_bytes, info->tensors, (unsigned long long)info->parameters);
+    for (int i = 0; i < f.n; i++)
+        text_printf(t, "%s\"%s\":{\"tensors\":%d,\"bytes\":%llu}", i ? "," : "", f.sums[i].dtype, f.sums[i].n,
+                    (unsigned long long)f.sums[i].bytes);
     text_printf(t, "},\"hyperparameters\":{");
     blip2_parameter p;
     for (int i = 0; blip2_parameter_at(b, i, &p); i++)
         text_printf(t, p.whole ? "%s\"%s\":%.0f" : "%s\"%s\":%.7g", i ? "," : "", p.name, p.value);
     text_printf(t, "},\"tokenizer\":{");
-    member(t, "kind", info.tokenizer);
-    text_printf(t, "\"ids\":%d,\"embedding_rows\":%d,\"bytes\":%llu},\"defaults\":{", info.ids, info.V,
-                (unsigned long long)info.tokenizer_bytes);
-    member(t, "prompt", info.prompt);
+    member(t, "kind", info->tokenizer);
+    text_printf(t, "\"ids\":%d,\"embedding_rows\":%d,\"bytes\":%llu},\"defaults\":{", info->ids, info->V,
+                (unsigned long long)info->tokenizer_bytes);
+    member(t, "prompt", info->prompt);
     text_printf(t, "\"beams\":%d,\"max_new\":%d,\"min_new\":%d,\"length_penalty\":%.7g,\"repeat_penalty\":%.7g,"
-                   "\"top_p\":%.7g,\"top_k\":%d,\"temp\":%.7g},", o.beams, o.max_new, o.min_new, o.length_penalty,
-                o.repeat_penalty, o.top_p, o.top_k, o.temp);
-    text_printf(t, "\"preprocessing\":{\"side\":%d,\"mean\":[%.7g,%.7g,%.7g],\"std\":[%.7g,%.7g,%.7g]},", info.S,
+                   "\"top_p\":%.7g,\"top_k\":%d,\"temp\":%.7g},", o->beams, o->max_new, o->min_new, o->length_penalty,
+                o->repeat_penalty, o->top_p, o->top_k, o->temp);
+    text_printf(t, "\"preprocessing\":{\"side\":%d,\"mean\":[%.7g,%.7g,%.7g],\"std\":[%.7g,%.7g,%.7g]},", info->S,
                 value(b, "mean_r"), value(b, "mean_g"), value(b, "mean_b"), value(b, "std_r"), value(b, "std_g"),
                 value(b, "std_b"));
-    text_printf(t, "\"memory\":{\"ctx\":%d,\"weights\":%llu,\"activations\":%llu,\"gpu_estimate\":%llu}}\n", info.ctx,
-                (unsigned long long)weights, (unsigned long long)info.memory,
-                (unsigned long long)(weights + info.memory));
+    text_printf(t, "\"memory\":{\"ctx\":%d,\"weights\":%llu,\"activations\":%llu,\"gpu_estimate\":%llu}}\n", info->ctx,
+                (unsigned long long)f.weights, (unsigned long long)info->memory,
+                (unsigned long long)(f.weights + info->memory));
 }

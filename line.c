@@ -52,6 +52,10 @@ static int next_key(EditLine *edit, wchar_t *key) {
         const ssize_t got = read(STDIN_FILENO, bytes + n, 1);
         if (got < 0 && errno == EINTR) continue;
         if (got <= 0) return (int)got;
+        if (n && (bytes[n] & 0xC0) != 0x80) {   // the one before was broken off; this byte starts another
+            bytes[0] = bytes[n];
+            n = 0;
+        }
         uint32_t cp;
         if (utf8_next(bytes, ++n, &cp)) {
             *key = (wchar_t)cp;

@@ -75,11 +75,10 @@ static void watch(void *program, const char *name, const float *x, int rows, int
 // ---------------------------------------------------------------------------------------------------------
 // Images.
 
-typedef struct { Program *p; Output *output; int steps; } Listener;
+typedef struct { Program *p; Output *output; } Listener;
 
 static int listen(void *listener, const blip2_event *event) {
-    Listener *l = listener;
-    if (!event->answer) l->steps = event->step + 1;
+    const Listener *l = listener;
     if (l->output->stream) progress_clear(&l->p->progress);
     return output_event(l->output, event);
 }
@@ -92,10 +91,8 @@ static int answer(Program *p, const char *image, const char *prompt, const char 
                   .into = into};
     Listener l = {.p = p, .output = &out};
     Text asked = {0};
-    timing_start(&p->timing);
     int bad = question ? ask_question(p, &asked, question, listen, &l, e) : ask_prompt(p, prompt, listen, &l, e);
     if (bad == BLIP2_STOPPED) bad = fail(e, "the answer could not be written");
-    if (!bad) timing_decode(&p->timing, l.steps);
     progress_clear(&p->progress);
     bad = output_end(&out, question ? asked.data : prompt ? prompt : p->info.prompt, bad, e);
     text_free(&asked);
@@ -105,7 +102,6 @@ static int answer(Program *p, const char *image, const char *prompt, const char 
 static int look(Program *p, const char *image, bool named, Err *e) {
     blip2_image im;
     blip2_error b;
-    timing_start(&p->timing);
     if (load_image(&im, p, image, e)) return -1;
     int bad = blip2_encode(p->model, im.rgb, im.W, im.H, &b) ? fail(e, "%s", b.text) : 0;
     // Beside the picture goes what is known before it is drawn; streamed words come below.
@@ -147,7 +143,6 @@ static int all_images(Program *p, Inputs *in) {
         }
     }
     progress_clear(&p->progress);
-    timing_summary(&p->timing, info_step_bytes(p->model), strcmp(p->info.device, "cpu") ? 0 : p->info.threads);
     if (e.text[0]) {
         complain(e.text);
         code = EXIT_INPUT;
@@ -246,7 +241,10 @@ static int run(Program *p) {
     if (!code && inputs_open(&in, &p->o, &e)) code = EXIT_INPUT;
     if (!code) code = start(p, &e);
     if (code) complain(e.text);
-    else code = p->o.chat ? chat(p) : all_images(p, &in);
+    else {
+        code = p->o.chat ? chat(p) : all_images(p, &in);
+        timing_summary(&p->timing, info_step_bytes(p->model), strcmp(p->info.device, "cpu") ? 0 : p->info.threads);
+    }
     inputs_free(&in);
     return code;
 }

@@ -2,17 +2,17 @@
 //
 // In order, which is also the order of the checks:
 //   1. is it a weight file at all, and all of it there: magic, version, sizes, checksum of the head
-//   2. hyperparameters: each in its range (tables of blip2.h), then against each other
-//   3. directory: each record by itself and against its neighbours
-//   4. binding: every tensor that the hyperparameters ask for, found by name, with its dtype and shape
-//   5. model_open, model_verify, model_close
+//   2. directory: each record by itself and against its neighbours
+//   3. binding: every tensor that the hyperparameters ask for, found by name, with its dtype and shape
+//   4. model_open, model_verify, model_close
+// Between 1 and 2 come the hyperparameters (model_config.c).
 //
 // The layout is drawn in doc/format.md. The bytes may come from anybody: nothing is used as a length, an index or an
 // offset before it was compared with what it must be, and memory is taken only in proportion to checked numbers.
 // What this cannot see: another program that shortens the file while it is mapped (the system then stops us, SIGBUS).
 // Not here: what is inside the tokenizer section (tokenizer.c) and what the tensors mean (blip2.c).
 
-#include "blip2.h"
+#include "model_parts.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -27,40 +27,9 @@
 _Static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "tensors are used in place, as little-endian numbers");
 _Static_assert(sizeof(size_t) == 8, "weight files are larger than a 32-bit address space");
 
-enum {
-    VERSION = 1,
-    HEADER_BYTES = 64, RECORD_BYTES = 96, NAME_BYTES = 48,
-    HEAD_ALIGN = 4096, TENSOR_ALIGN = 256,
-    MAX_TENSORS = 32768,              // more than 512 layers of every kind have
-    MAX_TOKENIZER_BYTES = 16 << 20,   // Flan-T5's is 1 MB; its tries take up to 24 bytes for each (tokenizer_unigram.c)
-    MAX_N = 65536, MAX_IL = 65536,    // of what follows from several hyperparameters
-};
-
-typedef struct { const char *name, *meaning; size_t field; int lo, hi; } IntRow;
-typedef struct { const char *name, *meaning; size_t field; float lo, hi; } FloatRow;
-
-#define X(field, lo, hi, meaning) {#field, meaning, offsetof(Config, field), lo, hi},
-static const IntRow INTS[] = { CONFIG_INTS(X) };
-static const FloatRow FLOATS[] = { CONFIG_FLOATS(X) };
-#undef X
-enum { N_INTS = sizeof INTS / sizeof *INTS, N_FLOATS = sizeof FLOATS / sizeof *FLOATS };
-_Static_assert(N_INTS == 34 && N_FLOATS == 15, "a change of these tables is a new version of the file format");
-
-// Where the head's parts begin; the directory starts at a multiple of 8.
-enum {
-    INTS_AT = HEADER_BYTES, FLOATS_AT = INTS_AT + 4 * N_INTS, TYPE_AT = FLOATS_AT + 4 * N_FLOATS,
-    PROMPT_AT = TYPE_AT + TYPE_BYTES, CONFIG_END = PROMPT_AT + PROMPT_BYTES, DIRECTORY_AT = (CONFIG_END + 7) / 8 * 8,
-};
-
 static const char AGAIN[] = "hint: copy or export the file again";
 
 static uint64_t round_up(uint64_t n, uint64_t to) { return (n + to - 1) / to * to; }   // n far below 2^64
-
-static bool all_zero(const uint8_t *p, size_t n) {
-    for (size_t i = 0; i < n; i++)
-        if (p[i]) return false;
-    return true;
-}
 
 // ---------------------------------------------------------------------------------------------------------
 // 1. The file as a whole.
@@ -175,91 +144,7 @@ static int check_header(Model *m, Err *e) {
 }
 
 // ---------------------------------------------------------------------------------------------------------
-// 2. Hyperparameters.
-
-// Text of at most n - 1 bytes at p: valid UTF-8, then nothing but NULs.
-static int read_text(char *out, const uint8_t *p, size_t n, const char *what, Err *e) {
-    const size_t len = strnlen((const char *)p, n);
-    if (len == n || !all_zero(p + len, n - len)) return fail(e, "the %s does not end with NUL bytes", what);
-    for (size_t i = 0; i < len;) {
-        const int step = utf8_next(p + i, len - i, NULL);
-        if (step == 0) return fail(e, "the %s is not valid UTF-8 at byte %zu", what, i);
-        i += (size_t)step;
-    }
-    memcpy(out, p, n);
-    return 0;
-}
-
-static int read_config(Config *c, const uint8_t *file, Err *e) {
-    for (int i = 0; i < N_INTS; i++) {
-        const IntRow *r = &INTS[i];
-        const int v = (int)read_u32(file + INTS_AT + 4 * i);
-        if (v < r->lo || v > r->hi)
-            return fail(e, "hyperparameter %s is %d, expected %d to %d (%s)", r->name, v, r->lo, r->hi, r->meaning);
-        *(int *)((char *)c + r->field) = v;
-    }
-    for (int i = 0; i < N_FLOATS; i++) {
-        const FloatRow *r = &FLOATS[i];
-        const uint32_t bits = read_u32(file + FLOATS_AT + 4 * i);
-        float v;
-        memcpy(&v, &bits, sizeof v);
-        if (!(v >= r->lo && v <= r->hi))   // so that NaN fails too
-            return fail(e, "hyperparameter %s is %g, expected %g to %g%s%s", r->name, (double)v, (double)r->lo,
-                        (double)r->hi, *r->meaning ? ": " : "", r->meaning);
-        *(float *)((char *)c + r->field) = v;
-    }
-    if (read_text(c->type, file + TYPE_AT, TYPE_BYTES, "model type", e)) return -1;
-    for (const char *s = c->type; *s; s++)   // it is printed, and must not steer the terminal
-        if ((unsigned char)*s < ' ' || *s == 0x7F) return fail(e, "the model type has a control character in it");
-    return read_text(c->prompt, file + PROMPT_AT, PROMPT_BYTES, "default prompt", e);
-}
-
-// An id that must be a row of the token embedding, or -1 where the tables allow that.
-static int check_id(const char *name, int id, int V, Err *e) {
-    return id < V ? 0 : fail(e, "hyperparameter %s is %d, but the vocabulary V has %d rows", name, id, V);
-}
-
-// What the hyperparameters must be to each other; fills in the derived ones.
-static int check_config(Config *c, Err *e) {
-    if (c->DV % c->HV) return fail(e, "ViT width DV %d is no multiple of its %d heads HV", c->DV, c->HV);
-    if (c->DQ % c->HQ) return fail(e, "Q-Former width DQ %d is no multiple of its %d heads HQ", c->DQ, c->HQ);
-    if (c->S < c->P) return fail(e, "images of side S %d are smaller than a patch P %d", c->S, c->P);
-    const int64_t side = c->S / c->P, N = 1 + side * side, IL = (int64_t)c->HL * c->AL;
-    if (N > MAX_N)
-        return fail(e, "S %d and P %d make %lld image tokens, more than %d", c->S, c->P, (long long)N, MAX_N);
-    if (IL > MAX_IL)
-        return fail(e, "HL %d heads of AL %d make a width of %lld, more than %d", c->HL, c->AL, (long long)IL, MAX_IL);
-    c->N = (int)N;
-    c->IL = (int)IL;
-    c->NX = (c->LQ + c->XQ - 1) / c->XQ;
-    if (check_id("image_token", c->image_token, c->V, e) || check_id("bos", c->bos, c->V, e) ||
-        check_id("eos", c->eos, c->V, e) || check_id("pad", c->pad, c->V, e) || check_id("start", c->start, c->V, e))
-        return -1;
-    if (c->min_new > c->max_new)
-        return fail(e, "default minimum of new tokens %d is above the default limit %d", c->min_new, c->max_new);
-    if (c->family == OPT) {
-        if (c->LE || c->buckets || c->max_distance || c->start != -1)
-            return fail(e, "OPT has no encoder, buckets or start token, but LE is %d, buckets %d, max_distance %d, "
-                        "start %d, expected 0, 0, 0, -1", c->LE, c->buckets, c->max_distance, c->start);
-        if (c->positions <= c->Q)
-            return fail(e, "OPT's %d positions leave no room behind %d image tokens", c->positions, c->Q);
-        return 0;
-    }
-    if (c->LE < 1) return fail(e, "T5 needs encoder blocks, but LE is 0");
-    if (c->positions) return fail(e, "T5 has no position table, but positions is %d, expected 0", c->positions);
-    if (c->start < 0) return fail(e, "T5 needs a start token, but start is -1");
-    // The encoder halves the buckets for the sign and both stacks halve them again for the exact distances, beyond
-    // which distances are logarithmic up to max_distance (T5Attention._relative_position_bucket).
-    if (c->buckets < 4 || c->buckets % 2)
-        return fail(e, "T5's relative position buckets are %d, expected an even number from 4", c->buckets);
-    if (c->max_distance <= c->buckets / 2)
-        return fail(e, "T5's max_distance is %d, expected more than half of its %d buckets", c->max_distance,
-                    c->buckets);
-    return 0;
-}
-
-// ---------------------------------------------------------------------------------------------------------
-// 3. The directory, before it is known what the tensors are for.
+// 2. The directory, before it is known what the tensors are for.
 //
 //    record   | name 48 | dtype 4 | rows 4 | cols 4 | crc32 4 | offset 8 | nbytes 8 | zero 16 |
 //    byte     0         48        52       56       60        64         72         80
@@ -338,7 +223,7 @@ static int check_directory(Entry *entries, const Model *m, Err *e) {
 }
 
 // ---------------------------------------------------------------------------------------------------------
-// 4. Binding: every row of the tables in blip2.h finds its record.
+// 3. Binding: every row of the tables in blip2.h finds its record.
 
 // A row of a table: the matrix or the vector that is to be set, its name behind the prefix, its shape.
 typedef struct { const char *name; Tensor *mat; const float **vec; uint64_t rows, cols; } Slot;
@@ -426,7 +311,7 @@ static int bind_all(const Binder *b) {
 #undef BIND
 
 // ---------------------------------------------------------------------------------------------------------
-// 5. The public functions.
+// 4. The public functions.
 
 // The arrays of layers: at most 512 of each, by the tables.
 static int take_layers(Model *m, Err *e) {
@@ -461,8 +346,7 @@ int model_open(Model *m, const char *path, Err *e) {
     *m = (Model){0};
     int rc = map_file(m, path, e);
     if (!rc) rc = check_header(m, e);
-    if (!rc) rc = read_config(&m->config, m->file, e);
-    if (!rc) rc = check_config(&m->config, e);
+    if (!rc) rc = model_config(&m->config, m->file, e);
     if (!rc) rc = take_layers(m, e);
     if (!rc) {
         Entry *entries = calloc((size_t)m->n_tensors, sizeof *entries);

@@ -272,7 +272,7 @@ static int contradictions(const Options *o, Err *e) {
         return fail(e, "--cpu-isa and --device %s do not go together", o->device);
     int from_stdin = o->images_from && !strcmp(o->images_from, "-");
     for (int i = 0; i < o->n_images; i++) from_stdin += !strcmp(o->images[i], "-") || !strcmp(o->images[i], "@-");
-    if (o->context && !strcmp(o->context, "-")) from_stdin++;
+    if (o->context && !strcmp(o->context, "-")) from_stdin += 1 + !!o->chat;
     if (from_stdin > 1) return fail(e, "standard input (-) can be read only once");
     return 0;
 }

@@ -1,15 +1,18 @@
 #!/bin/sh
-# dev/fresh.sh [FOLDER]: tries README's two commands on a machine that has nothing, and says what they cost.
+# dev/fresh.sh [FOLDER [SUITE MIRROR KEYRING]]: tries README's two commands on a machine that has nothing, and says what
+# they cost.
 #
 # In order: arguments and a mount namespace of its own, what the host's apt knows, the bare system, the tools for it,
 # as root (make deps demo, make deps test), as an ordinary user without sudo (make deps demo must refuse and say what
-# to type; what it says is then typed), the figures. The system is Debian 12, debootstrap's minbase with only what
-# README asks for: git, make and, for fetching over https, ca-certificates. What is cloned is the commit that is
-# checked out here, not what is uncommitted.
+# to type; what it says is then typed), the figures. The system is debootstrap's minbase with only what README asks for:
+# git, make and, for fetching over https, ca-certificates. What is cloned is the commit that is checked out here, not
+# what is uncommitted.
 #
-# Needs root, debootstrap, git, 2 GB below FOLDER (default: a temporary folder) and a host that is Debian 12 itself: its
-# apt names the mirror. Works in a folder of its own in there, which is deleted at the end; mounts end with the
-# namespace, however the script ends. It is no container: it is for our own code, and keeps nothing in that wants out.
+# Without SUITE it is Debian 12, and the host must be that too, whose apt names the mirror. Otherwise an Ubuntu, e.g.
+# jammy, with the address of a mirror and the file with the keys that sign it (the package ubuntu-keyring has it).
+# Needs root, debootstrap, git and 2 GB below FOLDER (default: a temporary folder). Works in a folder of its own in
+# there, which is deleted at the end; mounts end with the namespace, however the script ends. It is no container: it is
+# for our own code, and keeps nothing in that wants out.
 
 [ "$(id -u)" -eq 0 ] || { echo "fresh: chroot and mount need root" >&2; exit 1; }
 for tool in debootstrap git unshare chroot; do
@@ -17,7 +20,7 @@ for tool in debootstrap git unshare chroot; do
 done
 [ "$FRESH_INSIDE" ] || exec env FRESH_INSIDE=1 unshare --mount --propagation private sh "$0" "$@"
 
-suite=bookworm
+suite=${2:-bookworm} mirror=$3 keyring=$4
 repository=$(cd "$(dirname "$0")/.." && pwd) || exit 1
 parent=${1:-${TMPDIR:-/tmp}}
 mkdir -p "$parent" || exit 1
@@ -41,10 +44,16 @@ bad() { failed=1; echo "fresh: FAILED: $*" >&2; }
 # ---------------------------------------------------------------------------------------------------------
 # What the host's apt knows: where packages come from (lines "uri suite") and how to get there.
 
-apt-get indextargets --format '$(REPO_URI) $(RELEASE) $(COMPONENT)' 'Created-By: Packages' 2>/dev/null |
-    awk -v suite=$suite '$2 ~ "^" suite && $3 == "main" && !seen[$1, $2]++ { print $1, $2 }' >"$work/sources"
-mirror=$(awk -v suite=$suite '$2 == suite { print $1; exit }' "$work/sources")
-[ "$mirror" ] || stop "apt here has no sources for $suite: this needs a Debian 12"
+if [ "$mirror" ]; then
+    components=main,universe
+    for part in "" -updates -security; do echo "$mirror $suite$part"; done >"$work/sources"
+else
+    components=main
+    apt-get indextargets --format '$(REPO_URI) $(RELEASE) $(COMPONENT)' 'Created-By: Packages' 2>/dev/null |
+        awk -v suite="$suite" '$2 ~ "^" suite && $3 == "main" && !seen[$1, $2]++ { print $1, $2 }' >"$work/sources"
+    mirror=$(awk -v suite="$suite" '$2 == suite { print $1; exit }' "$work/sources")
+    [ "$mirror" ] || stop "apt here has no sources for $suite: this needs a Debian 12, or SUITE MIRROR KEYRING"
+fi
 apt-config dump | grep -iE '^Acquire::(https?|Check|Retries)[^ ]* "[^"]' >"$work/settings"
 proxy=$(sed -n 's/^Acquire::http::Proxy "\(.*\)";/\1/Ip' "$work/settings")
 [ -z "$proxy" ] || export http_proxy="$proxy"
@@ -73,8 +82,9 @@ table() {
 # The bare system, and one copy of it for root and one for the user.
 
 say "debootstrap --variant=minbase $suite"
-debootstrap --variant=minbase $suite "$work/root" "$mirror" >"$work/log" 2>&1 || stop "debootstrap failed"
-sed 's/^/deb /; s/$/ main/' "$work/sources" >"$work/root/etc/apt/sources.list"
+debootstrap --variant=minbase --components=$components ${keyring:+"--keyring=$keyring"} "$suite" "$work/root" \
+    "$mirror" >"$work/log" 2>&1 || stop "debootstrap failed"
+sed "s/^/deb /; s/\$/ $(echo $components | tr , ' ')/" "$work/sources" >"$work/root/etc/apt/sources.list"
 cp "$work/settings" "$work/root/etc/apt/apt.conf.d/90host"
 for f in resolv.conf hosts; do cp -L "/etc/$f" "$work/root/etc/$f"; done
 packages root >"$work/packages.bare"

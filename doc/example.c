@@ -24,7 +24,7 @@ int main(int argc, char **argv) {
         int code = blip2_image_read(&im, argv[i], 0, &e);
         if (!code) code = blip2_encode(b, im.rgb, im.W, im.H, &e);
         if (!code) code = blip2_generate(b, NULL, NULL, print, NULL, &e);
-        if (code) fprintf(stderr, "%s: %s\n", argv[i], e.text);
+        if (code) fprintf(stderr, "%s\n", e.text);
         failed += code != BLIP2_OK;
         blip2_image_free(&im);
     }

@@ -41,6 +41,14 @@ static void scripts(Tally *t) {
          "$B " MODEL "-q 'what is it?' " IMAGE "; $B " MODEL "-q 'which?' " IMAGE, 0);
     same(t, "/image test/data/tiny_1.png\\nwhich?\\n", "$B " MODEL "-q 'which?' test/data/tiny_1.png", 0);
     same(t, "/foo\\nwhat is it?\\n/image nowhere.png\\nwhich?\\n", two, 1);
+    // blanks are no question; names may be written as for a shell
+    same(t, "what is it?\\n \\t \\nwhich?\\n", two, 0);
+    const char *other_image = "$B " MODEL "-q 'which?' test/data/tiny_1.png";
+    same(t, "/image \"test/data/tiny_1.png\"\\nwhich?\\n", other_image, 0);
+    same(t, "/image  test/data/tiny\\\\_1.png \\nwhich?\\n", other_image, 0);
+    setenv("HOME", "test", 1);
+    same(t, "/image ~/data/tiny_1.png\\nwhich?\\n", other_image, 0);
+    same(t, "what is it?\\n/image \"test/data/tiny_1.png\\nwhich?\\n", two, 1);
     char name[] = "/tmp/blip2-chat-XXXXXX", line[1024];
     const int fd = mkstemp(name);
     close(fd);
@@ -81,6 +89,20 @@ static void person(Tally *t) {
 #ifdef HAVE_EDIT
     pty_type(&p, "\x1b[A\r");                    // key up: the same again
     EXPECT(t, pty_wait(&p, "unknown command /fool") && pty_wait(&p, "> "), "no history: %s", p.seen.data);
+    pty_type(&p, "\xC3/fool\r");                 // half a character takes no others with it
+    EXPECT(t, pty_wait(&p, "unknown command /fool") && pty_wait(&p, "> "), "%s", p.seen.data);
+    char folder[] = "/tmp/blip2-chat-XXXXXX", path[64], image[4096];
+    EXPECT(t, mkdtemp(folder) && realpath(IMAGE, image), "no folder");
+    snprintf(path, sizeof path, "%s/a b.png", folder);
+    EXPECT(t, symlink(image, path) == 0, "no link");
+    snprintf(path, sizeof path, "/image %s/a\t", folder);
+    pty_type(&p, path);                          // the name comes with a backslash
+    EXPECT(t, pty_wait(&p, "b.png"), "no completion: %s", p.seen.data);
+    pty_type(&p, "\r");
+    EXPECT(t, pty_wait(&p, "\n") && pty_wait(&p, "> ") && !strstr(p.seen.data, "no such file"), "%s", p.seen.data);
+    snprintf(path, sizeof path, "%s/a b.png", folder);
+    unlink(path);
+    rmdir(folder);
 #endif
     pty_type(&p, "what is it?\r");
     EXPECT(t, pty_wait(&p, "what is it?") && pty_wait(&p, "\n"), "no echo: %s", p.seen.data);

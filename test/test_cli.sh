@@ -2,8 +2,8 @@
 # test/test_cli.sh BLIP2: the command line against bad input: exit codes, one clear line on stderr, the rest still done.
 #
 # In order: helpers, what works, wrong usage, wrong weight files, wrong images, prompts, questions, choosing words,
-# lists of images and the demo model, the tokenizer modes, JSON, where output cannot go, too little memory, interruption.
-# What the answers say is tested elsewhere (test_tiny.c).
+# lists of images and the demo model, the tokenizer modes, JSON, where output cannot go, too little memory,
+# interruption. What the answers say is tested elsewhere (test_tiny.c).
 # SAN=1 leaves out what address sanitizers cannot do.
 
 blip2=$1 passed=0 failed=0 skipped=0
@@ -210,11 +210,13 @@ for model in $opt $t5; do
         "Question: what is it? Answer: ${first%.}. Question: where? Answer:" ;; esac
     printf 'who?\ta man\nwhat?\ta hat.\n' >"$tmp/turns"
     accept 1 -m $model --context "$tmp/turns" -q "which?" --json $good
-    that "turns from a file" test "$(asked)" = "Question: who? Answer: a man. Question: what? Answer: a hat. Question: which? Answer:"
+    that "turns from a file" test "$(asked)" = \
+        "Question: who? Answer: a man. Question: what? Answer: a hat. Question: which? Answer:"
     cp "$tmp/out" "$tmp/first"
     accept 2 -m $model --context "$tmp/turns" -q "which?" --json $good $good
     that "each image starts anew" cmp "$(sed -n 2p "$tmp/out" >"$tmp/second"; echo "$tmp/second")" "$tmp/first"
-    accept 1 -m $model -p "Question: which? Answer:" -n 10 --length-penalty $([ $model = $opt ] && echo 0 || echo -1) $good
+    accept 1 -m $model -p "Question: which? Answer:" -n 10 \
+        --length-penalty $([ $model = $opt ] && echo 0 || echo -1) $good
     cp "$tmp/out" "$tmp/other"
     accept 1 -m $model --vqa -q "which?" $good
     that "--vqa" cmp "$tmp/out" "$tmp/other"

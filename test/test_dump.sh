@@ -7,13 +7,14 @@ trap 'rm -rf "$tmp"' EXIT
 check() { if [ "$1" -eq "$2" ]; then passed=$((passed + 1)); else failed=$((failed + 1)); echo "FAIL $3" >&2; fi; }
 
 for name in opt t5 opt_int8 t5_int4; do
-    "$blip2" -m test/data/tiny_$name.bin -b 1 -n 5 -p "a photo of" --quiet --dump "$tmp/$name" test/data/tiny_0.png >"$tmp/text"
+    run() { "$blip2" -m test/data/tiny_$name.bin -b 1 -n 5 -p "a photo of" --quiet --dump "$@" >"$tmp/text"; }
+    run "$tmp/$name" test/data/tiny_0.png
     check $? 0 "$name: --dump"
     "$compare" "$tmp/$name" test/data/tiny_$name.stages 2e-5 >"$tmp/table"
     check $? 0 "$name: stages"
     tail -n 2 "$tmp/table"
     # Negative controls: another image, and another model, must be out of bounds.
-    "$blip2" -m test/data/tiny_$name.bin -b 1 -n 5 -p "a photo of" --quiet --dump "$tmp/other" test/data/tiny_1.png >"$tmp/text"
+    run "$tmp/other" test/data/tiny_1.png
     "$compare" "$tmp/other" test/data/tiny_$name.stages 2e-5 >/dev/null
     check $? 1 "$name: another image passed for the first"
 done

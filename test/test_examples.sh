@@ -35,7 +35,7 @@ for f in help man readme; do
 done
 if [ -s "$tmp/other" ]; then
     skipped=$((skipped + 1))
-    echo "SKIP $(wc -l <"$tmp/other") commands of README.md that build or export; parity_export*.py runs the exporter" >&2
+    echo "SKIP $(wc -l <"$tmp/other") commands of README.md that build or export, which parity_export*.py does" >&2
 fi
 
 # ----------------------------------------------------------------------------------------------------------

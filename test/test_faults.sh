@@ -4,7 +4,8 @@
 # In order: helpers, every allocation failing in turn, interrupted and short calls, calls that fail, full disks and
 # closed streams, a weight file cut short while in use, images that would be enormous. Needs glibc (test/faults.c).
 # Whatever fails, a run must end soon, with a documented exit code, a line on stderr unless all went well, and with
-# nothing on stdout but whole lines of the right answer (what failed is left out, the rest is done). SAN=1 leaves out what address sanitizers cannot do.
+# nothing on stdout but whole lines of the right answer (what failed is left out, the rest is done). SAN=1 leaves out
+# what address sanitizers cannot do.
 
 blip2=$1 passed=0 failed=0 skipped=0
 opt=test/data/tiny_opt.bin t5=test/data/tiny_t5.bin images=test/data/images

@@ -124,8 +124,8 @@ static bool read_case(Case *c, const char *line) {
     unsigned long long seed;
     const int n = sscanf(line, "case %d %d %d %d %d %d %d %d %d %llu %lf %lf %lf %lf %f %f %d %d", &c->V, &c->eos,
                          &c->pad, &c->how.beams, &c->how.captions, &c->how.max_new, &c->how.min_new, &sample,
-                         &c->how.top_k, &seed, &c->how.length_penalty, &c->how.repeat_penalty, &c->how.temp, &c->how.top_p,
-                         &c->scale, &c->bias, &c->how.no_repeat_ngram, &c->B);
+                         &c->how.top_k, &seed, &c->how.length_penalty, &c->how.repeat_penalty, &c->how.temp,
+                         &c->how.top_p, &c->scale, &c->bias, &c->how.no_repeat_ngram, &c->B);
     if (n != 18) return false;
     c->how.sample = sample != 0;
     c->how.seed = seed;

@@ -45,7 +45,8 @@ else
     flags=$(pkg-config --define-variable=prefix="$prefix" --cflags --libs libblip2)
     # shellcheck disable=SC2086  # flags are several words
     that "a program with the installed header" ${CC:-cc} "$example" $flags -o example
-    answers "and the installed library" env LD_LIBRARY_PATH="$prefix/lib" ./example "$prefix/share/blip2/demo.bin" "$image"
+    answers "and the installed library" env LD_LIBRARY_PATH="$prefix/lib" ./example "$prefix/share/blip2/demo.bin" \
+        "$image"
     static=$(pkg-config --define-variable=prefix="$prefix" --static --libs libblip2)
     # shellcheck disable=SC2086
     that "a program with the static library" ${CC:-cc} "$example" -I"$prefix/include" "$prefix/lib/libblip2.a" \

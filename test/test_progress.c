@@ -1,32 +1,36 @@
-// test/test_progress.c: the text of the progress bar: fits every width, grows, says rate and time; and that it is off
-// where it must be. The bar on a terminal is in test_telling.sh. Also: the
-// bandwidth test gives a rate, or 0; the line about speed.
+// test/test_progress.c: the text of the progress bar: rate, time left, every width; that it is off where it must be;
+// the line about speed; the bandwidth reading gives a rate, or 0. The bar on a terminal is in test_telling.sh.
 
 #include "../bandwidth.h"
 #include "../progress.h"
 #include "../timing.h"
 #include "check.h"
 
+static const struct { int done, total; double seconds; const char *want; } BARS[] = {
+    {3, 10, 2, "[#########.....................] 3/10  1.5 images/s  0:05 left"},
+    {0, 10, 2, "[..............................] 0/10"},
+    {2, 2000, 25, "[#.............................] 2/2000  12.5 s/image  6:56:15 left"},
+    {2, 0, 25, "2 done  12.5 s/image"},
+    {10, 10, 5, "[##############################] 10/10  2.0 images/s  0:00 left"},
+};
+
+static const struct { uint64_t step_bytes; double memory; const char *want; } SPEEDS[] = {
+    {5000000000, 4e10, "speed: 5.00 tokens/s, decoding read 25.00 GB/s of weights, 62 % of the 40.00 GB/s that memory "
+                       "gave in a quick test"},
+    {2000000, 0, "speed: 5.00 tokens/s, decoding read 0.01 GB/s of weights (2.00 MB, which caches hold)"},
+};
+
 int main(void) {
     Tally t = {0};
-    char text[128];
-    Progress p = {.on = true, .done = 3, .total = 10, .start = 100};
-    progress_text(text, sizeof text, &p, 102, 80);
-    EXPECT(&t, !strcmp(text, "[#########.....................] 3/10  1.5 images/s  0:05 left"), "%s", text);
-    p.done = 0;
-    progress_text(text, sizeof text, &p, 102, 80);
-    EXPECT(&t, !strcmp(text, "[..............................] 0/10"), "%s", text);
-    p = (Progress){.done = 2, .total = 2000, .start = 0};
-    progress_text(text, sizeof text, &p, 25, 80);
-    EXPECT(&t, !strcmp(text, "[#.............................] 2/2000  12.5 s/image  6:56:15 left"), "%s", text);
-    p.total = 0;
-    progress_text(text, sizeof text, &p, 25, 80);
-    EXPECT(&t, !strcmp(text, "2 done  12.5 s/image"), "%s", text);
-    p = (Progress){.done = 10, .total = 10, .start = 0};
-    progress_text(text, sizeof text, &p, 5, 80);
-    EXPECT(&t, !strcmp(text, "[##############################] 10/10  2.0 images/s  0:00 left"), "%s", text);
+    char text[128], line[256];
+    Progress p;
+    for (size_t i = 0; i < sizeof BARS / sizeof *BARS; i++) {
+        p = (Progress){.on = true, .done = BARS[i].done, .total = BARS[i].total, .start = 100};
+        progress_text(text, sizeof text, &p, 100 + BARS[i].seconds, 80);
+        EXPECT(&t, !strcmp(text, BARS[i].want), "'%s' instead of '%s'", text, BARS[i].want);
+    }
+    p = (Progress){.done = 123456789, .total = 2000000000, .start = 0};
     for (int width = 1; width < 200; width++) {
-        p = (Progress){.done = 123456789, .total = 2000000000, .start = 0};
         memset(text, 'x', sizeof text);
         progress_text(text, sizeof text, &p, 1e9, width);
         EXPECT(&t, strlen(text) < (size_t)width && strlen(text) < sizeof text, "width %d: %zu", width, strlen(text));
@@ -41,14 +45,11 @@ int main(void) {
     const double rate = read_bandwidth(1, 0.001);
     EXPECT(&t, rate == 0 || (rate > 1e6 && rate < 1e15), "%g bytes/s", rate);
 
-    char line[256];
     const Timing timing = {.passes = 50, .decode_seconds = 10};
-    timing_speed(line, sizeof line, &timing, 5000000000, 4e10);
-    EXPECT(&t, !strcmp(line, "speed: 5.00 tokens/s, decoding read 25.00 GB/s of weights, 62 % of the 40.00 GB/s that "
-                             "memory gave in a quick test"), "%s", line);
-    timing_speed(line, sizeof line, &timing, 2000000, 0);
-    EXPECT(&t, !strcmp(line, "speed: 5.00 tokens/s, decoding read 0.01 GB/s of weights (2.00 MB, which caches hold)"),
-           "%s", line);
+    for (size_t i = 0; i < sizeof SPEEDS / sizeof *SPEEDS; i++) {
+        timing_speed(line, sizeof line, &timing, SPEEDS[i].step_bytes, SPEEDS[i].memory);
+        EXPECT(&t, !strcmp(line, SPEEDS[i].want), "'%s' instead of '%s'", line, SPEEDS[i].want);
+    }
     timing_speed(line, 20, &timing, 2000000, 0);
     EXPECT(&t, strlen(line) == 19, "cut: %s", line);
     return tally_close(&t);

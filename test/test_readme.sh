@@ -3,7 +3,10 @@
 blip2=$1 passed=0 failed=0
 tmp=$(mktemp) || exit 1
 trap 'rm -f "$tmp"' EXIT
-has() { if grep -qxF -- "$1" README.md; then passed=$((passed + 1)); else failed=$((failed + 1)); echo "FAIL README.md lacks: $1" >&2; fi; }
+has() {
+    if grep -qxF -- "$1" README.md; then passed=$((passed + 1))
+    else failed=$((failed + 1)); echo "FAIL README.md lacks: $1" >&2; fi
+}
 
 "$blip2" --help | sed -n '/^  *-[-a-z]*/p' | grep -v '^  blip2' >"$tmp"
 while IFS= read -r line; do has "$line"; done <"$tmp"

@@ -52,6 +52,15 @@ lacks "$tmp/err" 'images/s|s/image'
 "$blip2" -m test/data/tiny_opt.bin $a $b >"$tmp/out" 2>"$tmp/err"
 [ -s "$tmp/err" ] && bad "without -v on stderr: $(cat "$tmp/err")" || ok
 
+# in a chat as well: the picture is encoded once, and each answer decoded
+printf 'what is it?\nwhere?\n' | "$blip2" -v -m test/data/tiny_opt.bin --chat $a >"$tmp/out" 2>"$tmp/err" && ok ||
+    bad "-v --chat"
+for n in image.1 vit.1 qformer.1 prompt.2 decode.2; do
+    [ "$(grep -c "^time: ${n%.*} .*[0-9] s$" "$tmp/err")" -eq "${n#*.}" ] && ok ||
+        bad "-v --chat, $n: $(cat "$tmp/err")"
+done
+has "$tmp/err" '^memory: '
+
 "$blip2" --version >"$tmp/out"
 for line in '^blip2 [0-9]' '^compiler: (gcc|clang) ' \
     '^features: .*libedit (yes|no), curl (yes|no)$' \

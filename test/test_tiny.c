@@ -120,8 +120,8 @@ static int check_answers(Tally *tally, Tiny *t, const Line *l, int b, const char
         EXPECT(tally, same && n == h.n, "%s: image %d, '%s', %d beams: tokens of answer %d differ (%d, expected %d)",
                what, l->image, l->prompt, l->how.beams, rank, h.n, n);
         EXPECT(tally, h.stopped == !strcmp(finish, "stop"), "%s: answer %d ended otherwise", what, rank);
-        EXPECT(tally, fabs(h.score - score) <= SCORE_BOUND * fmax(1, fabs(score)), "%s: score %.8g, expected %.8g", what,
-               h.score, score);
+        EXPECT(tally, fabs(h.score - score) <= SCORE_BOUND * fmax(1, fabs(score)), "%s: score %.8g, expected %.8g",
+               what, h.score, score);
         total += n;
         if (*s == '\t') s++;
     }

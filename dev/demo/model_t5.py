@@ -1,7 +1,7 @@
 """The second demo model: the same eyes as the first, a tiny Flan-T5 for a mouth.
 
-In this file, in order: build (the first model's ViT, queries and Q-Former, and a new language model),
-make_tokenizer (a unigram vocabulary in the form of google/flan-t5's tokenizer.json), PackerT5.
+In this file, in order: build (the first model's ViT, queries and Q-Former, and a new language model), borrow (what its
+embedding begins with), make_tokenizer (a unigram vocabulary in the form of google/flan-t5's tokenizer.json), PackerT5.
 Not here: everything that does not depend on the kind of language model (model.py).
 
 An encoder looks in both directions, so texts of one image cannot share a row as they do in model.Packer: here
@@ -45,6 +45,23 @@ def build(first, vocab, image_token, seed):
     with torch.no_grad():
         net.query_tokens.copy_(first.query_tokens)
     return net
+
+
+@torch.no_grad()
+def borrow(net, oracle, tok, words, colours):
+    """Before training, a noun's or colour's token is what the oracle writes of it, and the projection lets that through.
+
+    To find the noun of a question among the queries then takes comparing equal things. Without it "is there a cat?"
+    was still answered by chance after 100,000 scenes of 161 nouns.
+    """
+    net.language_projection.weight.copy_(torch.eye(*net.language_projection.weight.shape))
+    net.language_projection.bias.zero_()
+    said = [(oracle.noun.weight[i], name) for i, n in enumerate(words.nouns) for name in (n, words.plural[n])]
+    said += [(oracle.colour.weight[i], name) for i, name in enumerate(colours)]
+    for vector, name in said:
+        ids = tok.encode(name, add_special_tokens=False).ids
+        if len(ids) == 1:
+            net.language_model.shared.weight[ids[0]] = (vector - vector.mean()) / vector.std()
 
 
 def make_tokenizer(texts, size, folder):

@@ -301,6 +301,8 @@ def train_words(args, seen, net, tok):
     named = [(f"{'head.' if n == 'oracle' else ''}{n}.{k}", p) for n, m in parts.items()
              for k, p in m.named_parameters()]
     run = Run(args, "words", parts, Optimizers(named, lr=args.lr))
+    if args.first and not run.done:
+        M5.borrow(net, oracle, tok, words, S.COLOURS)
     while run.more():
         loss, tokens = word_step(args, net, oracle, seen, packer, words, run.done, args.batch)
         if run.step(loss, text=loss.item(), tokens=tokens):

@@ -17,7 +17,8 @@ static inline double work_of(const Model *m, const Choice *how, int prompt) {
     const Config *c = &m->config;
     const double N = c->N, T = c->Q + prompt + how->max_new, R = search_rows(how);
     const double vit = c->LV * (N * N * c->DV * 2 + N * (4.0 * c->DV * c->DV + 2.0 * c->DV * c->FV));
-    const double qf = c->LQ * ((double)c->Q * (c->Q + N) * c->DQ * 2 + c->Q * (8.0 * c->DQ * c->DQ + 2.0 * c->DQ * c->FQ))
+    const double qf = c->LQ * ((double)c->Q * (c->Q + N) * c->DQ * 2 +
+                               c->Q * (8.0 * c->DQ * c->DQ + 2.0 * c->DQ * c->FQ))
                       + N * c->NX * 2.0 * c->DQ * c->DV;
     const double row = 8.0 * c->IL * c->DL + 3.0 * c->DL * c->FL + 2 * T * c->IL;
     return N * 3.0 * c->P * c->P * c->DV + vit + qf + (T + R * how->max_new) * (row * (c->LD + c->LE))

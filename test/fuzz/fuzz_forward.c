@@ -34,7 +34,8 @@ static Config choose(Bytes *b) {
 
 // A tokenizer of 256 pieces, the bytes themselves, without merges, for any V of at least 256; else of V pieces.
 static size_t small_tokenizer(uint8_t *p, int V) {
-    const uint32_t ids = (uint32_t)(V < 256 ? V : 256), head[16] = {0x4B543242, 1, 1, 0, ids, 0, 0, 0, 1, 0, 0, 0, 0, 0, ids};
+    const uint32_t ids = (uint32_t)(V < 256 ? V : 256);
+    const uint32_t head[16] = {0x4B543242, 1, 1, 0, ids, 0, 0, 0, 1, 0, 0, 0, 0, 0, ids};
     size_t at = 0;
     for (int i = 0; i < 16; i++, at += 4) put_u32(p + at, head[i]);
     put_u32(p + at, ids - 1), at += 4;   // prefix

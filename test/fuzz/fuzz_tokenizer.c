@@ -1,7 +1,8 @@
 // test/fuzz/fuzz_tokenizer.c: hostile tokenizer sections, and hostile text for the three small tokenizers of
 // test/data/tokenizers.
 //
-// An input is:   section | text | u16 length of text | u8 which      which 0..2: a file's section, the input is all text
+// An input is:   section | text | u16 length of text | u8 which
+// which 0..2: a file's section, the input is all text
 // In order: the mutator, which keeps the section's sizes right; what must hold of any tokenizer; the target.
 
 #include "../../tokenizer.h"
@@ -30,9 +31,11 @@ size_t LLVMFuzzerCustomMutator(uint8_t *data, size_t size, size_t max_size, unsi
         tail[tail_n - 1] = FILES;
     }
     if (n >= HEADER && seed % 16) {   // the text part takes up what is not accounted for
-        const uint64_t part[] = {4ull * (read_u32(data + 32) + (uint64_t)read_u32(data + 36)), 16ull * read_u32(data + 24),
-                                 16ull * read_u32(data + 20), 5ull * read_u32(data + 16) + 4,
-                                 read_u32(data + 8) == 1 ? 1024 + 12ull * read_u32(data + 40) : 8ull * read_u32(data + 44),
+        const bool bpe = read_u32(data + 8) == 1;
+        const uint64_t part[] = {4ull * (read_u32(data + 32) + (uint64_t)read_u32(data + 36)),
+                                 16ull * read_u32(data + 24), 16ull * read_u32(data + 20),
+                                 5ull * read_u32(data + 16) + 4,
+                                 bpe ? 1024 + 12ull * read_u32(data + 40) : 8ull * read_u32(data + 44),
                                  read_u32(data + 52)};
         uint64_t used = HEADER;
         for (size_t i = 0; i < sizeof part / sizeof *part; i++) used += part[i];

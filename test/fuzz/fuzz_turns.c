@@ -1,5 +1,5 @@
-// test/fuzz/fuzz_turns.c: --context files and what becomes of them. An input is a byte that says how many bytes a prompt
-// may have, divided by 8, and a file.
+// test/fuzz/fuzz_turns.c: --context files and what becomes of them. An input is a byte that says how many bytes a
+// prompt may have, divided by 8, and a file.
 
 #include "../../turns.h"
 #include "fuzz.h"

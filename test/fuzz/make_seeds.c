@@ -18,7 +18,8 @@ int main(int argc, char **argv) {
     CHECK(argc == 2);
     static uint8_t section[1 << 16], out[1 << 17];
     static const char *const names[] = {"bpe", "unigram", "unigram_trim"};
-    static const char text[] = "a photo of two dogs, isn't it? \xE2\x96\x81</s><pad> 'll don't 3.1 \xC3\xA9\xEF\xAC\x81";
+    static const char text[] =
+        "a photo of two dogs, isn't it? \xE2\x96\x81</s><pad> 'll don't 3.1 \xC3\xA9\xEF\xAC\x81";
     char path[512];
     for (int k = 0; k < 3; k++) {
         snprintf(path, sizeof path, "test/data/tokenizers/%s.tok", names[k]);
