@@ -273,8 +273,8 @@ void matmul_then(float *out, const float *x, const Tensor *w, const float *b, in
     // x (T,C), w (OC,C), b (OC) or NULL -> out (T,OC)
     const int OC = w->rows, C = w->cols;
     const Weights weights = {w->data, w->scale, (size_t)C, w->dtype};
-    Product p = {out, x, weights, b, (size_t)OC, (size_t)C, 1.0f, T, OC, C, false, par->kernels->loops, par->scratch, T, NC,
-                 then};
+    Product p = {out, x, weights, b, (size_t)OC, (size_t)C, 1.0f, T, OC, C, false, par->kernels->loops, par->scratch,
+                 T, NC, then};
     if (T <= 0 || OC <= 0) return;
     const Narrow *narrow = w->dtype == DT_INT8 ? par->kernels->int8 : w->dtype == DT_BF16 ? par->kernels->bf16 : NULL;
     if (narrow && (narrow->few > 0 || T > BF16_FEW) &&
@@ -310,8 +310,8 @@ void gemm_nt(float *out, int ldo, const float *a, int lda, const float *b, int l
         par->kernels->loops->rows(out, (size_t)ldo, NULL, 0, a, (size_t)lda, &w, 0, scale, M, N, K);
         return;
     }
-    const Product p = {out, a, w, NULL, (size_t)ldo, (size_t)lda, scale, M, N, K, false, par->kernels->loops, NULL, 0, 0,
-                       THEN_NOTHING};
+    const Product p = {out, a, w, NULL, (size_t)ldo, (size_t)lda, scale, M, N, K, false, par->kernels->loops, NULL, 0,
+                       0, THEN_NOTHING};
     float packed[PACK_FLOATS] __attribute__((aligned(64)));
     for (int n = 0; n < N; n += NC) block(&p, 0, M, n, min_int(NC, N - n), packed);
 }

@@ -86,12 +86,14 @@ static void tile_int8(Tiles *t, int c, int a, int b) {
 }
 #endif
 
-// Tiles 0, 1: sums of the first rows of x; 2, 3: of the second ones (bf16), or of x's low bytes (int8). 4, 5: x, 6, 7: w.
+// Tiles 0, 1: sums of the first rows of x; 2, 3: of the second ones (bf16), or of x's low bytes (int8); 4, 5: x;
+// 6, 7: w.
 // Rows that are not there are not multiplied: 257 = 8 * 32 + 1 costs what 257 rows cost.
 static void tile_setup(Tiles *t, int first, int second) {
     const TileConfig c = {
         .palette = 1, .row_bytes = {64, 64, 64, 64, 64, 64, 64, 64},
-        .rows = {(uint8_t)first, (uint8_t)first, (uint8_t)second, (uint8_t)second, (uint8_t)first, (uint8_t)second, 16, 16}
+        .rows = {(uint8_t)first, (uint8_t)first, (uint8_t)second, (uint8_t)second, (uint8_t)first, (uint8_t)second, 16,
+                 16}
     };
     (void)t;
     TILE_CONFIG(t, &c);
@@ -133,7 +135,8 @@ static inline void amx_bf16(float *out, size_t ldo, const float *base, size_t ld
     }
     TILE_RELEASE(&tiles);
     for (int r = 0; r < mr; r++)
-        for (int j = 0; j < n; j++) out[(size_t)r * ldo + (size_t)j] = base[(size_t)r * ldbase + (size_t)j] + sums[r][j];
+        for (int j = 0; j < n; j++)
+            out[(size_t)r * ldo + (size_t)j] = base[(size_t)r * ldbase + (size_t)j] + sums[r][j];
 }
 
 static void tile_amx_bf16(float *out, size_t ldo, const float *base, size_t ldbase, const NarrowX *x, const void *w,

@@ -71,7 +71,8 @@ INLINE void NAME(tile_mr)(float *out, size_t ldo, const float *base, size_t ldba
 #pragma GCC unroll 16
     for (int r = 0; r < rows; r++) acc[r][0] = acc[r][1] = (SUM){0};
     for (int k = 0; k < units; k++) {
-        const VI w0 = *(const VI *)(packed + (size_t)k * 8 * VW), w1 = *(const VI *)(packed + (size_t)k * 8 * VW + 4 * VW);
+        const uint8_t *const wk = packed + (size_t)k * 8 * VW;
+        const VI w0 = *(const VI *)wk, w1 = *(const VI *)(wk + 4 * VW);
 #pragma GCC unroll 16
         for (int r = 0; r < rows; r++) {
             int32_t unit;

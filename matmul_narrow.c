@@ -2,8 +2,8 @@
 //
 // In order: conversion of a row of x, packing of weights, the inner loops for each instruction (matmul_dot.h,
 // matmul_amx.h), the two ways of a product as in matmul.c: few rows of x, and blocks; permission for AMX.
-// Integer sums are the same on every processor and for any number of threads; what is added in f32, block after block of
-// x, always comes in the same order.
+// Integer sums are the same on every processor and for any number of threads; what is added in f32, block after block
+// of x, always comes in the same order.
 // Not here: f32 products (matmul.c).
 #include "matmul_narrow.h"
 
@@ -327,7 +327,8 @@ static void block_job(void *arg, int job, int thread) {
             for (int i = 0; i < N; i += NR) {
                 float *out = p->out + row * OC + n0 + i;
                 p->n->tile(out, OC, more ? out : p->bias ? p->bias + n0 + i : zeros, more ? OC : 0, &x,
-                           packed + (size_t)(i / NR) * panel, wscale ? wscale + n0 + i : NULL, mr, min_int(NR, N - i), K);
+                           packed + (size_t)(i / NR) * panel, wscale ? wscale + n0 + i : NULL, mr,
+                           min_int(NR, N - i), K);
             }
         }
     }

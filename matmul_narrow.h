@@ -7,8 +7,8 @@
 //   bf16      two bf16, high and low   AMX TDPBF16PS twice
 //
 // A row of x is converted once for each product. As 16-bit integers, a block of BLOCK columns has the scale
-// max|x| / X_MAX, and each x is off by at most half of it: 1.5e-5 of the largest x of its block. Integer sums are exact:
-// BLOCK * X_MAX * 128 stays below 2^31. As one bf16 each x is off by at most 2^-9 of itself, as two by 2^-17.
+// max|x| / X_MAX, and each x is off by at most half of it: 1.5e-5 of the largest x of its block. Integer sums are
+// exact: BLOCK * X_MAX * 128 is below 2^31. As one bf16 each x is off by at most 2^-8 of itself, as two by 2^-16.
 // A block of x with a NaN or an infinity in it gives NaN.
 // Not here: the choice of an instruction set (matmul_isa.h).
 #ifndef MATMUL_NARROW_H
@@ -60,7 +60,8 @@ extern const Narrow narrow_madd256, narrow_madd512, narrow_vnni256, narrow_vnni5
 // Asks the system for the tile registers. False: no, or not Linux.
 bool narrow_amx_allowed(void);
 
-// As matmul_then(), for weights of the dtype that n is for; act is for `then`. False: C is too large or zero, nothing done.
+// As matmul_then(), for weights of the dtype that n is for; act is for `then`. False: C is too large or zero, nothing
+// done.
 bool narrow_matmul(const Narrow *n, float *out, const float *x, const Weights *w, const float *b, int then, int T,
                    int OC, int C, void (*act)(float *x, int act, int n), void *scratch, const Par *par);
 uint64_t narrow_scratch_bytes(int threads);

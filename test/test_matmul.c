@@ -8,7 +8,7 @@
 // summation in f32. Measured for C >= 64 on the shapes below: worst element 0.009 of it with few rows (each vector lane
 // has its own sum), 0.035 with many (one chain of up to 256); up to 0.33 for tiny C. The program prints what it finds.
 // Where x is converted (matmul_narrow.h) the bound is larger by what that may cost: for int8 weights half a step of the
-// block's scale for each x, for bf16 weights 2^-9 or 2^-17 of each product.
+// block's scale for each x, for bf16 weights 2^-8 or 2^-16 of each product.
 #include "../matmul.h"
 #include "check.h"
 
@@ -17,8 +17,8 @@
 #include <unistd.h>
 
 enum { TMAX = 257, THREADS = 3 };
-static const char *const isas[] = {"plain", "sse2", "generic", "neon", "neondot", "avx2", "avxvnni", "avx512", "avx512vnni",
-                                   "avx512bf16", "amx", "amx-bf16"};
+static const char *const isas[] = {"plain", "sse2", "generic", "neon", "neondot", "avx2", "avxvnni", "avx512", 
+                                   "avx512vnni", "avx512bf16", "amx", "amx-bf16"};
 
 // n bytes that end where an unreadable page begins: reading one element too many stops the program.
 static void *guarded(size_t n) {
@@ -114,7 +114,7 @@ typedef struct { double want, size, slack; } Ref;    // the product, the sum of 
 
 // What conversion of x may cost: relative to the products for bf16 weights, in steps of a block's scale for int8.
 static double off_bf16(const char *isa) {
-    return !strcmp(isa, "avx512bf16") || !strcmp(isa, "amx-bf16") ? 0x1p-9 : !strcmp(isa, "amx") ? 0x1p-17 : 0;
+    return !strcmp(isa, "avx512bf16") || !strcmp(isa, "amx-bf16") ? 0x1p-8 : !strcmp(isa, "amx") ? 0x1p-16 : 0;
 }
 
 static double off_int8(const char *isa) {
@@ -194,8 +194,8 @@ static void check_matmul(State *s, const MatmulKernels *k, int C, int OC, int dt
     for (int i = 0; i < OC; i++) b[i] = noise((uint64_t)i + 5555);
     for (int t = 0; t < TMAX; t++)
         for (int o = 0; o < OC; o++)
-            ref[(size_t)t * OC + o] = ref_of(x + (size_t)t * C, w.values + (size_t)o * C, C, dtype, with_bias ? b[o] : 0,
-                                             matmul_isa(k));
+            ref[(size_t)t * OC + o] = ref_of(x + (size_t)t * C, w.values + (size_t)o * C, C, dtype,
+                                             with_bias ? b[o] : 0, matmul_isa(k));
     for (size_t i = 0; i < sizeof Ts / sizeof *Ts; i += C > 10000 ? 13 : 1) {
         const int T = Ts[i];
         float *xt = x + nx - (size_t)T * C;     // the last T rows, so that the guard is right behind them
