@@ -21,13 +21,8 @@ GPTQ_BLOCK = 1 << 25                      # with known inputs: as many rows as m
 GPTQ_COLUMNS = 4 * GROUP                  # columns between two updates of everything behind them
 DAMPING = 0.01                            # of the mean second moment, as in the GPTQ paper
 
-<<<<<<< HEAD
 # What stays in int8 in an int4 file: the first and the last matrix, through which everything goes, and the Q-Former
-# with its projection. Together 4 % of a small model's numbers. Measured in doc/quantization.md.
-=======
-# What stays in int8 in an int4 file: the first and the last matrix, through which everything goes, and the Q-Former with
-# its projection. Measured in doc/quantization.md.
->>>>>>> isa
+# with its projection. Measured in doc/quantization.md.
 KEPT_IN_INT8 = re.compile(r"vit\.patch\.w|qf\..*|lm\.(tok|head)")
 
 # int4: by which level (before the refit) the number of largest magnitude in a group is divided to get the scales that
