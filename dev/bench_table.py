@@ -102,7 +102,8 @@ def table(r, threads):
     read, *peaks = (r.ceiling(threads, key) / 1e9 for key in ("read", "multiply", "multiply_bf16", "multiply_int8"))
     lines = ["", f"{threads} thread{'s' * (threads > 1)}; ceilings: read {read:.1f} GB/s; multiply-adds {peaks[0]:.0f} "
              f"GFLOP/s in f32, {peaks[1]:.0f} in bf16, {peaks[2]:.0f} GOP/s in int8.", "",
-             "| seconds | " + " | ".join(e.replace("-", " ") for e in engines) + " |", "|---" * (len(engines) + 1) + "|"]
+             "| seconds | " + " | ".join(e.replace("-", " ") for e in engines) + " |",
+             "|---" * (len(engines) + 1) + "|"]
     for beams in 1, r.beams:
         for stage in STAGES if beams == 1 else LANGUAGE:
             cells = []

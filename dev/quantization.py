@@ -4,9 +4,9 @@
     python3 dev/quantization.py demo --checkpoint demo/checkpoint --drawings D --index I --markdown doc/quantization.md
 
 `files` is for a checkpoint of your own: the first file is what the others are compared with (bf16 will do where f32
-does not fit), on the pictures of a folder. `demo` exports a checkpoint of the demo model in every way there is, with the
-steps that lead to int4 one by one, and asks about 2,000 drawn scenes: the caption of each, and one question of changing
-kind.
+does not fit), on the pictures of a folder. `demo` exports a checkpoint of the demo model in every way there is, with
+the steps that lead to int4 one by one, and asks about 2,000 drawn scenes: the caption of each, and one question of
+changing kind.
 
 In order: the command line, weights, stages, texts, the table, the two commands. Needs numpy and Pillow; --calibrate and
 `demo` need torch as well. Errors are relative, |a - b| / |a| in 2-norms. Texts agree when they are the same, letter by

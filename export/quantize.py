@@ -85,7 +85,8 @@ def best_scales(x, weight, divisors, lo, hi):
     lo..hi.
 
     The largest magnitude of a row over each divisor gives a first scale and from it the q; for given q the least
-    squares solution is sum(w x q) / sum(w q q), and the error falls by sum(w x q)^2 / sum(w q q): the greatest of these wins.
+    squares solution is sum(w x q) / sum(w q q), and the error falls by sum(w x q)^2 / sum(w q q): the greatest of these
+    wins.
     """
     top = x[np.arange(len(x)), np.abs(x).argmax(1)]
     best, scale = np.full(len(x), -1, np.float32), np.zeros(len(x), np.float32)

@@ -79,8 +79,8 @@ def main():
         write(name, weights, truth.Truth(folder, round_bf16=dtype == "bf16"), images)
     for name, (of, dtype) in ROUNDED.items():
         folder, weights = os.path.join(work, of), os.path.join(work, name + ".bin")
-        parity_model.quietly([sys.executable, os.path.join(parity_model.HERE, "..", "export", "export.py"), folder, "-o",
-                              weights, "--dtype", dtype])
+        export = os.path.join(parity_model.HERE, "..", "export", "export.py")
+        parity_model.quietly([sys.executable, export, folder, "-o", weights, "--dtype", dtype])
         t = truth.Truth(folder)
         t.take_weights(folder, weights)
         write(name, weights, t, images)
