@@ -283,7 +283,7 @@ def unit_peer(args, engine):
 def commit():
     """The last commit that touched what is measured, with a mark when it was changed since."""
     def git(*words):
-        return subprocess.run(["git", "-C", ROOT, *words, "--", "*.c", "*.h", "Makefile"], stdout=subprocess.PIPE,
+        return subprocess.run(["git", "-C", ROOT, *words, "--", ":(glob)*.[ch]", "Makefile"], stdout=subprocess.PIPE,
                               text=True).stdout.strip()
     return git("log", "-1", "--format=%h", "--abbrev=10") + (" and changes" if git("status", "--porcelain") else "")
 
