@@ -135,10 +135,11 @@ $(BUILD)/test_%: $(BUILD)/test/test_%.o $(patsubst test/%.c,$(BUILD)/test/%.o,$(
 # The inner loops for every x86-64 processor with each instruction replaced by plain C.
 TEST_PROGRAMS += $(BUILD)/test_matmul_twins
 
-$(BUILD)/test/matmul_twins.o: matmul.c $(BUILD)/flags
+$(BUILD)/test/%_twins.o: %.c $(BUILD)/flags
 	$(COMPILE) -DMATMUL_TWINS
 
-$(BUILD)/test_matmul_twins: $(BUILD)/test/test_matmul.o $(BUILD)/test/matmul_twins.o $(BUILD)/threads.o
+$(BUILD)/test_matmul_twins: $(BUILD)/test/test_matmul.o $(BUILD)/test/matmul_twins.o \
+                            $(BUILD)/test/matmul_narrow_twins.o $(BUILD)/threads.o
 	$(LINK)
 
 $(BUILD)/compare_dumps: $(BUILD)/test/compare_dumps.o
@@ -169,7 +170,7 @@ fuzz:
 
 ifdef FUZZ
 # Clang takes minutes for the kernels with sanitizers in them; the tests under SAN=1 look after those.
-$(BUILD)/matmul.o: private FLAGS := $(filter-out $(SANITIZE) -fsanitize=fuzzer-no-link,$(FLAGS))
+$(BUILD)/matmul.o $(BUILD)/matmul_narrow.o: private FLAGS := $(filter-out $(SANITIZE) -fsanitize=fuzzer-no-link,$(FLAGS))
 endif
 
 fuzz_run: $(FUZZ_TARGETS:%=$(BUILD)/fuzz_%) $(BUILD)/make_seeds

@@ -49,6 +49,20 @@ static int default_threads(void) {
     return n < 1 ? 1 : n;
 }
 
+// Says whether there is none of that name, or not for this processor, and what there is.
+static int no_such_isa(const char *name, Err *e) {
+    char names[200] = "";
+    bool known = false;
+    for (int i = 0; matmul_isa_names(i); i++) {
+        const size_t used = strlen(names);
+        known |= !strcmp(name, matmul_isa_names(i));
+        if (matmul_kernels(matmul_isa_names(i)))
+            snprintf(names + used, sizeof names - used, "%s%s", used ? ", " : "", matmul_isa_names(i));
+    }
+    return fail(e, "--cpu-isa %s: %s; here it can be %s", name,
+                known ? "this processor has no such instructions" : "no inner loops of that name", names);
+}
+
 // settings -> lim, ctx, max_ctx
 static int settle(blip2 *b, Err *e) {
     const blip2_settings *s = &b->settings;
@@ -66,9 +80,7 @@ static int settle(blip2 *b, Err *e) {
     if (max_new >= b->ctx)
         return fail(e, "-n %d leaves no room for a prompt in %d tokens; hint: lower -n%s", max_new, b->ctx,
                     b->ctx < b->max_ctx ? " or raise --ctx" : "");
-    if (s->cpu_isa && !matmul_kernels(s->cpu_isa))
-        return fail(e, "--cpu-isa %s: there is none of that name, or not for this processor; hint: it has %s",
-                    s->cpu_isa, matmul_isa(matmul_kernels(NULL)));
+    if (s->cpu_isa && !matmul_kernels(s->cpu_isa)) return no_such_isa(s->cpu_isa, e);
     b->lim = (Limits){.B = 1, .R = s->rows ? s->rows : c->beams, .prompt = b->ctx - 1, .max_new = max_new,
                       .threads = s->threads ? s->threads : default_threads(), .isa = s->cpu_isa, .probe = s->probe,
                       .probe_arg = s->probe_arg};

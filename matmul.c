@@ -2,7 +2,7 @@
 //
 // In order: the shape of a product and of its blocks, the table of inner loops, those loops in plain C (the truth for
 // the others; matmul_isa.h adds those for each instruction set), the blocked product, threads, and the functions of
-// matmul.h.
+// matmul.h. Where the processor has dot products of narrower types, weights of such types go to matmul_narrow.c.
 //
 //   out (T,OC) = x (T,C) w (OC,C)^T          Two ways, by the number of rows of x:
 //
@@ -26,6 +26,7 @@
 // stay within C * 2^-24 * sum_c |x_c w_c| of the true sum; test/test_matmul.c measures how far.
 // Not here: anything that knows what the matrices mean.
 #include "matmul.h"
+#include "matmul_narrow.h"
 #include "matmul_weights.h"
 
 #include <limits.h>
@@ -40,11 +41,12 @@ enum {
     MR_MAX = 14, NR_MAX = 32,
     CHUNK_BYTES = 1 << 20,   // weights in a job of the memory-bound way
     AHEAD = 8192,            // bytes that few rows look further ahead
+    BF16_FEW = 15,           // most rows of x that are not rounded for bf16 weights: memory is the limit there
     PACK_FLOATS = NC * KC + MR_MAX * XS
 };
 
-struct MatmulKernels {
-    const char *name;
+// The loops in f32.
+typedef struct {
     int MR, NR;              // rows and columns of a tile
     int few;                 // most rows of x that rows() is for
     // x (mr,K) rows XS apart, w (K,NR) packed -> out (mr,n) = base (mr,n) + scale * x w
@@ -61,6 +63,13 @@ struct MatmulKernels {
     void (*norm)(float *out, const float *x, const float *w, const float *b, float eps, int C);
     void (*scores)(float *s, const float *q, const float *k, size_t ldk, int n, int A);
     void (*mix)(float *out, const float *s, const float *v, size_t ldv, int n, int A);
+} Loops;
+
+struct MatmulKernels {
+    const char *name;
+    const Loops *loops;
+    const Narrow *int8, *bf16;      // what multiplies such weights instead, or NULL
+    bool rounds;                    // x to less than 16 bits: only when asked for
 };
 
 // ---------------------------------------------------------------------------------------------------------
@@ -125,8 +134,8 @@ static void mix_plain(float *out, const float *s, const float *v, size_t ldv, in
         for (int i = 0; i < A; i++) out[i] += s[j] * v[j * ldv + i];
 }
 
-static const MatmulKernels kernels_plain = {
-    "plain", 4, 4, 8, tile_plain, rows_plain, pack_plain, activate_plain, softmax_plain, norm_plain, scores_plain,
+static const Loops loops_plain = {
+    4, 4, 8, tile_plain, rows_plain, pack_plain, activate_plain, softmax_plain, norm_plain, scores_plain,
     mix_plain
 };
 
@@ -144,7 +153,7 @@ typedef struct {
     float scale;
     int M, N, K;
     bool b_is_kn;
-    const MatmulKernels *kernels;
+    const Loops *loops;
     float *scratch;         // for the packed blocks of all threads
     int rows, cols;         // of out in a job
     int then;               // THEN_...
@@ -154,7 +163,7 @@ static const float zeros[NC];
 
 // Packs columns j .. j+n, steps k .. k+kc of b into panels of NR columns.
 static void pack_panels(float *packed, const Product *p, int j, int n, int k, int kc) {
-    const int NR = p->kernels->NR;
+    const int NR = p->loops->NR;
     for (int i = 0; i < n; i += NR) {
         float *panel = packed + (size_t)i * kc;
         const int nr = min_int(NR, n - i);
@@ -164,7 +173,7 @@ static void pack_panels(float *packed, const Product *p, int j, int n, int k, in
                 memcpy(panel + (size_t)r * NR, b + r * p->b.ld, (size_t)nr * sizeof *b);
                 memset(panel + (size_t)r * NR + nr, 0, (size_t)(NR - nr) * sizeof *b);
             }
-        } else p->kernels->pack(panel, &p->b, j + i, nr, k, kc);
+        } else p->loops->pack(panel, &p->b, j + i, nr, k, kc);
     }
 }
 
@@ -177,7 +186,7 @@ static void prefetch_rows(const char *p, size_t ld, int from, int to, size_t byt
 // Rows m0 .. m0+M, columns n0 .. n0+n of out. packed has room for n, rounded up to NR, times KC floats and then for
 // a tile of x. The steps through K are as even as possible, multiples of 32 and the same for every block.
 static void block(const Product *p, int m0, int M, int n0, int n, float *packed) {
-    const MatmulKernels *kern = p->kernels;
+    const Loops *kern = p->loops;
     const int steps = p->K > 0 ? ceil_div(p->K, KC) : 1, KS = ceil_div(ceil_div(p->K, steps), 32) * 32;
     float *x = packed + (size_t)ceil_div(n, kern->NR) * (size_t)kern->NR * KC;
     const size_t row_bytes = bytes_of(&p->b, p->b.ld), step_bytes = bytes_of(&p->b, (size_t)KS);
@@ -225,7 +234,7 @@ static void add_bias(const Product *p, int m, int M, int n, int N) {
 
 static void finish(const Product *p, int m, int M, int n, int N) {
     if (p->then >= THEN_NOTHING) return;
-    for (int i = m; i < m + M; i++) p->kernels->activate(p->out + (size_t)i * p->ldo + n, p->then, N);
+    for (int i = m; i < m + M; i++) p->loops->activate(p->out + (size_t)i * p->ldo + n, p->then, N);
 }
 
 static void block_job(void *arg, int job, int thread) {
@@ -243,7 +252,7 @@ static void rows_job(void *arg, int job, int thread) {
     const bool more = p->then == THEN_ADD;
     (void)thread;
     add_bias(p, 0, p->M, n, N);
-    p->kernels->rows(p->out + n, p->ldo, more ? p->out + n : p->bias ? p->bias + n : NULL, more ? p->ldo : 0, p->a,
+    p->loops->rows(p->out + n, p->ldo, more ? p->out + n : p->bias ? p->bias + n : NULL, more ? p->ldo : 0, p->a,
                      p->lda, &p->b, n, p->scale, p->M, N, p->K);
     finish(p, 0, p->M, n, N);
 }
@@ -251,7 +260,10 @@ static void rows_job(void *arg, int job, int thread) {
 // ---------------------------------------------------------------------------------------------------------
 // The functions of matmul.h.
 
-uint64_t matmul_scratch_bytes(int threads) { return (uint64_t)threads * PACK_FLOATS * sizeof(float); }
+// The narrow products' part comes behind that of the f32 ones, on a cache line of its own.
+static size_t pack_bytes(int threads) { return ((size_t)threads * PACK_FLOATS * sizeof(float) + 63) / 64 * 64; }
+
+uint64_t matmul_scratch_bytes(int threads) { return pack_bytes(threads) + narrow_scratch_bytes(threads); }
 
 void matmul(float *out, const float *x, const Tensor *w, const float *b, int T, const Par *par) {
     matmul_then(out, x, w, b, THEN_NOTHING, T, par);
@@ -261,10 +273,14 @@ void matmul_then(float *out, const float *x, const Tensor *w, const float *b, in
     // x (T,C), w (OC,C), b (OC) or NULL -> out (T,OC)
     const int OC = w->rows, C = w->cols;
     const Weights weights = {w->data, w->scale, (size_t)C, w->dtype};
-    Product p = {out, x, weights, b, (size_t)OC, (size_t)C, 1.0f, T, OC, C, false, par->kernels, par->scratch, T, NC,
-                 then};
+    Product p = {out, x, weights, b, (size_t)OC, (size_t)C, 1.0f, T, OC, C, false, par->kernels->loops, par->scratch,
+                 T, NC, then};
     if (T <= 0 || OC <= 0) return;
-    if (T <= par->kernels->few) {
+    const Narrow *narrow = w->dtype == DT_INT8 ? par->kernels->int8 : w->dtype == DT_BF16 ? par->kernels->bf16 : NULL;
+    if (narrow && (narrow->few > 0 || T > BF16_FEW) &&
+        narrow_matmul(narrow, out, x, &weights, b, then, T, OC, C, par->kernels->loops->activate,
+                      (char *)par->scratch + pack_bytes(par->threads), par)) return;
+    if (T <= par->kernels->loops->few) {
         // Chunks are large enough for the hardware to read ahead, and at least four a thread where there are that many.
         const size_t row_bytes = bytes_of(&weights, (size_t)C);
         const size_t by_size = 4 + CHUNK_BYTES / (row_bytes + 1), by_threads = (size_t)OC / (4 * (size_t)par->threads);
@@ -275,13 +291,13 @@ void matmul_then(float *out, const float *x, const Tensor *w, const float *b, in
     }
     // The width of a job that leaves the least to wait for at the end.
     int best = INT_MAX;
-    for (int cols = NC; cols >= 64; cols -= p.kernels->NR) {
+    for (int cols = NC; cols >= 64; cols -= p.loops->NR) {
         const int rounds = ceil_div(ceil_div(OC, cols), par->threads) * cols;
         if (rounds < best) best = rounds, p.cols = cols;
     }
     // Few columns and many threads: the rows are split as well, at the price of packing the weights again.
     const int across = ceil_div(OC, p.cols), down = ceil_div(4 * par->threads, across);
-    if (down > 1) p.rows = ceil_div(ceil_div(T, down), 4 * p.kernels->MR) * 4 * p.kernels->MR;
+    if (down > 1) p.rows = ceil_div(ceil_div(T, down), 4 * p.loops->MR) * 4 * p.loops->MR;
     run_jobs(block_job, &p, across * ceil_div(T, p.rows), par);
 }
 
@@ -291,11 +307,11 @@ void gemm_nt(float *out, int ldo, const float *a, int lda, const float *b, int l
     if (M <= 0 || N <= 0) return;
     const Weights w = {b, NULL, (size_t)ldb, DT_F32};
     if (M <= SLICE) {
-        par->kernels->rows(out, (size_t)ldo, NULL, 0, a, (size_t)lda, &w, 0, scale, M, N, K);
+        par->kernels->loops->rows(out, (size_t)ldo, NULL, 0, a, (size_t)lda, &w, 0, scale, M, N, K);
         return;
     }
-    const Product p = {out, a, w, NULL, (size_t)ldo, (size_t)lda, scale, M, N, K, false, par->kernels, NULL, 0, 0,
-                       THEN_NOTHING};
+    const Product p = {out, a, w, NULL, (size_t)ldo, (size_t)lda, scale, M, N, K, false, par->kernels->loops, NULL, 0,
+                       0, THEN_NOTHING};
     float packed[PACK_FLOATS] __attribute__((aligned(64)));
     for (int n = 0; n < N; n += NC) block(&p, 0, M, n, min_int(NC, N - n), packed);
 }
@@ -305,25 +321,25 @@ void gemm_nn(float *out, int ldo, const float *a, int lda, const float *b, int l
     // a (M,K), b (K,N) -> out (M,N)
     if (M <= 0 || N <= 0) return;
     const Product p = {out, a, {b, NULL, (size_t)ldb, DT_F32}, NULL, (size_t)ldo, (size_t)lda, 1.0f, M, N, K, true,
-                       par->kernels, NULL, 0, 0, THEN_NOTHING};
+                       par->kernels->loops, NULL, 0, 0, THEN_NOTHING};
     float packed[PACK_FLOATS] __attribute__((aligned(64)));
     for (int n = 0; n < N; n += NC) block(&p, 0, M, n, min_int(NC, N - n), packed);
 }
 
-void activate(float *x, int act, int n, const Par *par) { par->kernels->activate(x, act, n); }
+void activate(float *x, int act, int n, const Par *par) { par->kernels->loops->activate(x, act, n); }
 
-void softmax(float *x, int n, const Par *par) { par->kernels->softmax(x, n); }
+void softmax(float *x, int n, const Par *par) { par->kernels->loops->softmax(x, n); }
 
 void norm(float *out, const float *x, const float *w, const float *b, float eps, int C, const Par *par) {
-    par->kernels->norm(out, x, w, b, eps, C);
+    par->kernels->loops->norm(out, x, w, b, eps, C);
 }
 
 void scores(float *s, const float *q, const float *k, size_t ldk, int n, int A, const Par *par) {
-    par->kernels->scores(s, q, k, ldk, n, A);
+    par->kernels->loops->scores(s, q, k, ldk, n, A);
 }
 
 void mix(float *out, const float *s, const float *v, size_t ldv, int n, int A, const Par *par) {
-    par->kernels->mix(out, s, v, ldv, n, A);
+    par->kernels->loops->mix(out, s, v, ldv, n, A);
 }
 
 void tensor_row(float *out, const Tensor *w, int r) {

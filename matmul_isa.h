@@ -10,6 +10,12 @@
 #include <immintrin.h>
 #elif defined(__aarch64__)
 #include <arm_neon.h>
+#ifdef __linux__
+#include <sys/auxv.h>
+#ifndef HWCAP_ASIMDDP
+#define HWCAP_ASIMDDP (1 << 20)
+#endif
+#endif
 #endif
 
 #ifdef MATMUL_TWINS
@@ -49,11 +55,6 @@ static inline float4 load4(const Weights *w, size_t r, size_t c, int dtype) {
 }
 
 // SSE2, which every x86-64 has, or what the compiler makes of four floats elsewhere.
-#if defined(__x86_64__)
-#define NAME_TEXT "sse2"
-#else
-#define NAME_TEXT "generic"
-#endif
 #define NAME(f) f##_base
 #define TARGET
 #define VW 4
@@ -72,7 +73,6 @@ static inline int16x8_t bytes_neon(const void *p, uint8_t mask, int shift) {
     return vmovl_s8(vreinterpret_s8_u8(vand_u8(b, vdup_n_u8(mask))));
 }
 
-#define NAME_TEXT "neon"
 #define NAME(f) f##_neon
 #define TARGET
 #define VW 4
@@ -89,7 +89,6 @@ static inline int16x8_t bytes_neon(const void *p, uint8_t mask, int shift) {
 #endif
 
 #if defined(__x86_64__) || defined(MATMUL_TWINS)
-#define NAME_TEXT "avx2"
 #define NAME(f) f##_avx2
 #define TARGET NATIVE("avx2,fma,f16c")
 #define VW 8
@@ -106,7 +105,6 @@ static inline int16x8_t bytes_neon(const void *p, uint8_t mask, int shift) {
 #endif
 #include "matmul_kernels.h"
 
-#define NAME_TEXT "avx512"
 #define NAME(f) f##_avx512
 #define TARGET NATIVE("avx2,fma,f16c,avx512f,avx512vl,avx512bw,avx512dq")
 #define VW 16
@@ -130,37 +128,71 @@ static inline int16x8_t bytes_neon(const void *p, uint8_t mask, int shift) {
 // ---------------------------------------------------------------------------------------------------------
 // The choice.
 
-static bool supported(const MatmulKernels *k) {
-#if defined(__x86_64__) && !defined(MATMUL_TWINS)
-    unsigned a, b, c = 0, d;    // not every compiler's __builtin_cpu_supports() knows F16C
-    if (k == &kernels_avx2)
-        return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __get_cpuid(1, &a, &b, &c, &d) &&
-               c & bit_F16C;
-    if (k == &kernels_avx512)
-        return supported(&kernels_avx2) && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") &&
-               __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq");
-#endif
-    return k != NULL;
-}
-
-static const MatmulKernels *const best_first[] = {
+static const MatmulKernels best_first[] = {
 #if defined(__x86_64__) || defined(MATMUL_TWINS)
-    &kernels_avx512, &kernels_avx2,
+    {"amx", &loops_avx512, &narrow_amx_int8, &narrow_amx_two, false},
+    {"amx-bf16", &loops_avx512, &narrow_amx_int8, &narrow_amx_bf16, true},
+    {"avx512vnni", &loops_avx512, &narrow_vnni512, NULL, false},
+    {"avx512bf16", &loops_avx512, &narrow_vnni512, &narrow_bf16_512, true},
+    {"avx512", &loops_avx512, &narrow_madd512, NULL, false},
+    {"avxvnni", &loops_avx2, &narrow_vnni256, NULL, false},
+    {"avx2", &loops_avx2, &narrow_madd256, NULL, false},
 #endif
 #if defined(__aarch64__)
-    &kernels_neon,
+    {"neondot", &loops_neon, &narrow_sdot, NULL, false},
+    {"neon", &loops_neon, NULL, NULL, false},
+#elif defined(MATMUL_TWINS)
+    {"neondot", &loops_base, &narrow_sdot, NULL, false},
 #endif
-    &kernels_base, &kernels_plain
+#if defined(__x86_64__)
+    {"sse2", &loops_base, NULL, NULL, false},
+#else
+    {"generic", &loops_base, NULL, NULL, false},
+#endif
+    {"plain", &loops_plain, NULL, NULL, false}
 };
 enum { KERNELS = sizeof best_first / sizeof *best_first };
+
+#if defined(__x86_64__) && !defined(MATMUL_TWINS)
+// What compilers' __builtin_cpu_supports() does not know everywhere: bits of CPUID.
+static bool cpuid_has(unsigned leaf, unsigned part, char reg, int bit) {
+    unsigned a = 0, b = 0, c = 0, d = 0;
+    return __get_cpuid_count(leaf, part, &a, &b, &c, &d) && (reg == 'a' ? a : reg == 'c' ? c : d) >> bit & 1;
+}
+
+static bool supported(const MatmulKernels *k) {
+    const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && cpuid_has(1, 0, 'c', 29);
+    const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") &&
+                        __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq");
+    const bool vnni = avx512 && __builtin_cpu_supports("avx512vnni");
+    const char *name = k->name;
+    if (!strncmp(name, "amx", 3))        // tiles, bf16, int8; the system must save their registers
+        return vnni && cpuid_has(7, 0, 'd', 24) && cpuid_has(7, 0, 'd', 22) && cpuid_has(7, 0, 'd', 25) &&
+               narrow_amx_allowed();
+    if (!strcmp(name, "avx512bf16")) return vnni && cpuid_has(7, 1, 'a', 5);
+    if (!strcmp(name, "avx512vnni")) return vnni;
+    if (!strcmp(name, "avxvnni")) return avx2 && cpuid_has(7, 1, 'a', 4);
+    return k->loops == &loops_avx512 ? avx512 : k->loops == &loops_avx2 ? avx2 : true;
+}
+#elif defined(__aarch64__) && defined(__linux__)
+static bool supported(const MatmulKernels *k) {
+    return k->int8 != &narrow_sdot || getauxval(AT_HWCAP) & HWCAP_ASIMDDP;
+}
+#else
+static bool supported(const MatmulKernels *k) {
+    (void)k;
+    return true;
+}
+#endif
 
 const MatmulKernels *matmul_kernels(const char *isa) {
     const bool any = !isa || !strcmp(isa, "auto");
     for (int i = 0; i < KERNELS; i++)
-        if ((any || !strcmp(isa, best_first[i]->name)) && supported(best_first[i])) return best_first[i];
+        if ((any ? !best_first[i].rounds : !strcmp(isa, best_first[i].name)) && supported(&best_first[i]))
+            return &best_first[i];
     return NULL;
 }
 
-const char *matmul_isa_names(int i) { return i >= 0 && i < KERNELS ? best_first[i]->name : NULL; }
+const char *matmul_isa_names(int i) { return i >= 0 && i < KERNELS ? best_first[i].name : NULL; }
 
 const char *matmul_isa(const MatmulKernels *k) { return k->name; }

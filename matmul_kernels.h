@@ -109,7 +109,7 @@ INLINE void NAME(rows_rw)(float *out, size_t ldo, const float *x, size_t ldx, co
 #pragma GCC unroll 16
         for (int r = 0; r < rw; r++) acc[r][t] = NAME(splat)(0);
     const int unit = dtype == DT_INT4 ? 32 : VW;      // a scale is read once for its whole group
-    const size_t step = (size_t)rw * (dtype == DT_BF16 ? 2 * VW : dtype == DT_INT4 ? 16 : 4 * VW);    // bytes
+    const size_t step = (size_t)rw * (dtype == DT_INT4 ? 16 : VW * (dtype == DT_BF16 ? 2 : dtype == DT_INT8 ? 1 : 4));
     const char *ahead = (const char *)weight_at(w, j + (size_t)rw, 0) + AHEAD;
     int c = 0;
     for (; c + unit <= C; c += unit, ahead += step) {
@@ -225,15 +225,14 @@ static TARGET void NAME(pack)(float *out, const Weights *w, int j0, int n, int k
 
 #include "matmul_math.h"
 
-static const MatmulKernels NAME(kernels) = {
-    NAME_TEXT, MR, 2 * VW, FEW, NAME(tile), NAME(rows), NAME(pack), NAME(activate), NAME(softmax), NAME(norm),
+static const Loops NAME(loops) = {
+    MR, 2 * VW, FEW, NAME(tile), NAME(rows), NAME(pack), NAME(activate), NAME(softmax), NAME(norm),
     NAME(scores), NAME(mix)
 };
 
 #undef V
 #undef INLINE
 #undef NAME
-#undef NAME_TEXT
 #undef TARGET
 #undef VW
 #undef MR

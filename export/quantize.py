@@ -22,7 +22,7 @@ GPTQ_COLUMNS = 4 * GROUP                  # columns between two updates of every
 DAMPING = 0.01                            # of the mean second moment, as in the GPTQ paper
 
 # What stays in int8 in an int4 file: the first and the last matrix, through which everything goes, and the Q-Former with
-# its projection. Together 4 % of a small model's numbers. Measured in doc/quantization.md.
+# its projection. Measured in doc/quantization.md.
 KEPT_IN_INT8 = re.compile(r"vit\.patch\.w|qf\..*|lm\.(tok|head)")
 
 # int4: by which level (before the refit) the number of largest magnitude in a group is divided to get the scales that

@@ -285,7 +285,7 @@ that "beside the others" test "$(wc -l <"$tmp/out")" -eq 3
 accept 1 -m $opt --device cpu $good
 refuse 3 "no CUDA backend" -m $opt --device cuda $good
 refuse 3 "no CUDA backend" -m $opt --device cuda:1 $good
-refuse 2 "--cpu-isa" -m $opt --cpu-isa i486 $good
+refuse 2 "no inner loops of that name" -m $opt --cpu-isa i486 $good
 mkdir "$tmp/bin" "$tmp/bin/demo" "$tmp/share" "$tmp/share/blip2"
 cp "$blip2" "$tmp/bin/blip2"
 blip2_was=$blip2 blip2=$tmp/bin/blip2

@@ -7,6 +7,8 @@
 // Bound, for every element: |got - want| <= (C + 3) * 2^-24 * (|bias| + sum_c |x_c w_c|). It holds for any order of
 // summation in f32. Measured for C >= 64 on the shapes below: worst element 0.009 of it with few rows (each vector lane
 // has its own sum), 0.035 with many (one chain of up to 256); up to 0.33 for tiny C. The program prints what it finds.
+// Where x is converted (matmul_narrow.h) the bound is larger by what that may cost: for int8 weights half a step of the
+// block's scale for each x, for bf16 weights 2^-8 or 2^-16 of each product.
 #include "../matmul.h"
 #include "check.h"
 
@@ -15,7 +17,8 @@
 #include <unistd.h>
 
 enum { TMAX = 257, THREADS = 3 };
-static const char *const isas[] = {"plain", "sse2", "generic", "neon", "avx2", "avx512"};
+static const char *const isas[] = {"plain", "sse2", "generic", "neon", "neondot", "avx2", "avxvnni", "avx512", 
+                                   "avx512vnni", "avx512bf16", "amx", "amx-bf16"};
 
 // n bytes that end where an unreadable page begins: reading one element too many stops the program.
 static void *guarded(size_t n) {
@@ -107,7 +110,36 @@ static void matrix_free(Matrix *m) {
     free(m->values);
 }
 
-typedef struct { double want, size; } Ref;    // the product, and the sum of absolute values
+typedef struct { double want, size, slack; } Ref;    // the product, the sum of absolute values, what x may be off
+
+// What conversion of x may cost: relative to the products for bf16 weights, in steps of a block's scale for int8.
+static double off_bf16(const char *isa) {
+    return !strcmp(isa, "avx512bf16") || !strcmp(isa, "amx-bf16") ? 0x1p-8 : !strcmp(isa, "amx") ? 0x1p-16 : 0;
+}
+
+static double off_int8(const char *isa) {
+    return !strcmp(isa, "neondot") || !strncmp(isa, "avx", 3) || !strncmp(isa, "amx", 3) ? 0.5 : 0;
+}
+
+// x (C), w (C) of a matrix of that dtype -> the product
+static Ref ref_of(const float *x, const float *w, int C, int dtype, double bias, const char *isa) {
+    enum { IN_A_BLOCK = 512, STEPS = 127 * 257 };
+    Ref r = {bias, fabs(bias), 0};
+    double top = 0, sum = 0;
+    for (int c = 0; c < C; c++) {
+        const double p = (double)x[c] * w[c];
+        r.want += p;
+        r.size += fabs(p);
+        top = fmax(top, fabs(x[c]));
+        sum += fabs(w[c]);
+        if (dtype == DT_INT8 && (c == C - 1 || (c + 1) % IN_A_BLOCK == 0)) {
+            r.slack += off_int8(isa) * 1.001 * top / STEPS * sum;
+            top = sum = 0;
+        }
+    }
+    if (dtype == DT_BF16) r.slack = off_bf16(isa) * r.size;
+    return r;
+}
 
 static const float canary = 12345.678f;
 
@@ -119,7 +151,7 @@ static double excess(const float *got, size_t ld, const Ref *ref, size_t ldref, 
             const Ref *r = ref + (size_t)m * ldref + n;
             const float g = got[(size_t)m * ld + n];
             if (not_finite(g)) return INFINITY;
-            const double e = fabs(g - r->want), b = (C + 3) * 0x1p-24 * r->size;
+            const double e = fabs(g - r->want), b = (C + 3) * 0x1p-24 * r->size + r->slack;
             if (e > 0 && e / b > worst) worst = e / b;
         }
     return worst;
@@ -139,8 +171,10 @@ static void fill(float *p, size_t n, float v) { for (size_t i = 0; i < n; i++) p
 typedef struct { Tally t; double worst_few, worst_many, worst_tiny; float *scratch[THREADS + 1];
                Pool *pool[THREADS + 1]; } State;
 
-static Par par_of(State *s, const MatmulKernels *k, int threads) {
-    fill(s->scratch[threads], matmul_scratch_bytes(threads) / sizeof(float), nan_bits());
+// What a product finds in the scratch must not matter. The beginning is new for every call, most of it only with all:
+// it is large.
+static Par par_of(State *s, const MatmulKernels *k, int threads, bool all) {
+    fill(s->scratch[threads], all ? 1000000 : 100000, nan_bits());
     return (Par){threads, k, s->scratch[threads], s->pool[threads]};
 }
 
@@ -159,21 +193,15 @@ static void check_matmul(State *s, const MatmulKernels *k, int C, int OC, int dt
     for (size_t i = 0; i < nx; i++) x[i] = noise(i + 77777777);
     for (int i = 0; i < OC; i++) b[i] = noise((uint64_t)i + 5555);
     for (int t = 0; t < TMAX; t++)
-        for (int o = 0; o < OC; o++) {
-            double sum = with_bias ? b[o] : 0, size = fabs(sum);
-            for (int c = 0; c < C; c++) {
-                const double p = (double)x[(size_t)t * C + c] * w.values[(size_t)o * C + c];
-                sum += p;
-                size += fabs(p);
-            }
-            ref[(size_t)t * OC + o] = (Ref){sum, size};
-        }
-    for (size_t i = 0; i < sizeof Ts / sizeof *Ts; i++) {
+        for (int o = 0; o < OC; o++)
+            ref[(size_t)t * OC + o] = ref_of(x + (size_t)t * C, w.values + (size_t)o * C, C, dtype,
+                                             with_bias ? b[o] : 0, matmul_isa(k));
+    for (size_t i = 0; i < sizeof Ts / sizeof *Ts; i += C > 10000 ? 13 : 1) {
         const int T = Ts[i];
         float *xt = x + nx - (size_t)T * C;     // the last T rows, so that the guard is right behind them
         const Ref *want = ref + (size_t)(TMAX - T) * OC;
         for (int threads = 1; threads <= THREADS; threads++) {
-            const Par par = par_of(s, k, threads);
+            const Par par = par_of(s, k, threads, i == 0);
             fill(out, nout, canary);
             matmul(out + 16, xt, &w.t, with_bias ? b : NULL, T, &par);
             const double e = excess(out + 16, OC, want, OC, T, OC, C);
@@ -316,7 +344,7 @@ static void check_edges(State *s, const MatmulKernels *k) {
     for (int i = 0; i < OC * C; i++) w[i] = noise((uint64_t)i);
     for (int i = 0; i < OC; i++) b[i] = (float)i;
     const Tensor tensor = {w, NULL, DT_F32, OC, C}, empty = {w, NULL, DT_F32, OC, 0}, none = {w, NULL, DT_F32, 0, C};
-    const Par par = par_of(s, k, 2);
+    const Par par = par_of(s, k, 2, true);
     for (int rows = 5; rows <= T; rows += T - 5)
         for (int c = 0; c < C; c += C - 1) {
             const float keep_x = x[3 * C + c], keep_w = w[36 * C + c];
@@ -327,6 +355,27 @@ static void check_edges(State *s, const MatmulKernels *k) {
             EXPECT(&s->t, wrong == 0, "%s T=%d: NaN in column %d: %d elements wrong", matmul_isa(k), rows, c, wrong);
             x[3 * C + c] = keep_x, w[36 * C + c] = keep_w;
         }
+    // The same for x with weights for which it may be converted; nothing but a NaN or an infinity, and zero.
+    for (int dtype = DT_BF16; dtype <= DT_INT8; dtype++) {
+        Matrix m = matrix_make(OC, C, dtype);
+        const float odd[] = {nan_bits(), INFINITY, -INFINITY};
+        for (int rows = 5; rows <= T; rows += T - 5)
+            for (int i = 0; i < 3; i++) {
+                const float keep = x[3 * C + 69];
+                x[3 * C + 69] = odd[i];
+                for (int c = 0; c < C; c++) x[4 * C + c] = 0;
+                matmul(out, x, &m.t, NULL, rows, &par);
+                int wrong = 0;
+                for (int j = 0; j < rows * OC; j++)
+                    wrong += j / OC == 3 ? !not_finite(out[j]) && m.values[j % OC * C + 69] != 0 : not_finite(out[j]);
+                for (int j = 4 * OC; j < 5 * OC; j++) wrong += out[j] != 0;
+                EXPECT(&s->t, wrong == 0, "%s T=%d dtype=%d, %g in x: %d elements wrong", matmul_isa(k), rows, dtype,
+                       (double)odd[i], wrong);
+                x[3 * C + 69] = keep;
+                for (int c = 0; c < C; c++) x[4 * C + c] = noise((uint64_t)(4 * C + c));
+            }
+        matrix_free(&m);
+    }
     for (int rows = 5; rows <= T; rows += T - 5) {
         int wrong = 0;
         matmul(out, x, &empty, b, rows, &par);
@@ -376,33 +425,29 @@ static void check_tensor_row(State *s) {
 }
 
 // The bound must notice a product that leaves out the last column of w, or works on bf16-rounded x.
-static void check_control(State *s, const MatmulKernels *k) {
-    enum { T = 12, C = 301, OC = 40 };
-    static float x[T * C], w[OC * C], rounded[T * C], shortened[T * C], out[T * OC];
+static void check_control(State *s, const MatmulKernels *k, int dtype) {
+    enum { T = 18, C = 301, OC = 40 };
+    static float x[T * C], rounded[T * C], shortened[T * C], out[T * OC];
     static Ref ref[T * OC];
+    Matrix w = matrix_make(OC, C, dtype);
     for (int i = 0; i < T * C; i++) {
-        x[i] = noise((uint64_t)i);
+        x[i] = noise((uint64_t)i + 12345);
         rounded[i] = from_bf16(to_bf16(x[i]));
         shortened[i] = i % C == C - 1 ? 0 : x[i];
     }
-    for (int i = 0; i < OC * C; i++) w[i] = noise((uint64_t)i);
-    memset(ref, 0, sizeof ref);
     for (int i = 0; i < T * OC; i++)
-        for (int c = 0; c < C; c++) {
-            const double p = (double)x[i / OC * C + c] * w[i % OC * C + c];
-            ref[i].want += p;
-            ref[i].size += fabs(p);
-        }
-    const Tensor tensor = {w, NULL, DT_F32, OC, C};
-    const Par par = par_of(s, k, 2);
+        ref[i] = ref_of(x + i / OC * C, w.values + i % OC * C, C, dtype, 0, matmul_isa(k));
+    const Par par = par_of(s, k, 2, true);
+    const bool rounds = dtype == DT_BF16 && off_bf16(matmul_isa(k)) > 0x1p-10;
     for (int rows = 4; rows <= T; rows += T - 4) {
         const float *const inputs[] = {x, rounded, shortened};
-        for (int i = 0; i < 3; i++) {
-            matmul(out, inputs[i], &tensor, NULL, rows, &par);
-            EXPECT(&s->t, (excess(out, OC, ref, OC, rows, OC, C) <= 1) == (i == 0), "%s control T=%d input %d",
-                   matmul_isa(k), rows, i);
+        for (int i = 0; i < 3; i += rounds ? 2 : 1) {
+            matmul(out, inputs[i], &w.t, NULL, rows, &par);
+            EXPECT(&s->t, (excess(out, OC, ref, OC, rows, OC, C) <= 1) == (i == 0), "%s control dtype=%d T=%d input %d",
+                   matmul_isa(k), dtype, rows, i);
         }
     }
+    matrix_free(&w);
 }
 
 int main(void) {
@@ -437,7 +482,9 @@ int main(void) {
         check_vectors(&s, k);
         check_math(&s, k);
         check_edges(&s, k);
-        check_control(&s, k);
+        for (int dtype = DT_F32; dtype <= DT_INT8; dtype++) check_control(&s, k, dtype);
+        // more converted x than there is room for at once
+        if (off_int8(isas[i]) > 0) check_matmul(&s, k, 20000, 3, DT_INT8, true);
         fprintf(stderr, "%s: worst element %.3f of the bound for T <= 6, %.3f above, %.3f for C < 64\n", isas[i],
                 s.worst_few, s.worst_many, s.worst_tiny);
     }

@@ -1,0 +1,406 @@
+// matmul_narrow.c: products with x in a narrow type (see matmul_narrow.h).
+//
+// In order: conversion of a row of x, packing of weights, the inner loops for each instruction (matmul_dot.h,
+// matmul_amx.h), the two ways of a product as in matmul.c: few rows of x, and blocks; permission for AMX.
+// Integer sums are the same on every processor and for any number of threads; what is added in f32, block after block
+// of x, always comes in the same order.
+// Not here: f32 products (matmul.c).
+#include "matmul_narrow.h"
+
+#include <limits.h>
+#include <string.h>
+#if defined(__x86_64__)
+#include <immintrin.h>
+#elif defined(__aarch64__)
+#include <arm_neon.h>
+#endif
+#if defined(__linux__) && defined(__x86_64__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+
+// ---------------------------------------------------------------------------------------------------------
+// x (C) -> a converted row. low: bytes to the low parts. Zeros fill up to a multiple of 64 columns.
+
+static size_t padded(int C) { return ((size_t)C + 63) / 64 * 64; }
+
+static uint32_t float_bits(float f) {
+    uint32_t u;
+    memcpy(&u, &f, sizeof u);
+    return u;
+}
+
+// To nearest, ties to even; NaN stays NaN.
+static inline uint16_t to_bf16(uint32_t u) {
+    return (uint16_t)((u & 0x7FFFFFFF) > 0x7F800000 ? u >> 16 | 0x40 : (u + 0x7FFF + (u >> 16 & 1)) >> 16);
+}
+
+static void convert_bf16(uint8_t *row, size_t low, const float *x, int C, bool two) {
+    uint16_t *high = (uint16_t *)(void *)row, *rest = (uint16_t *)(void *)(row + low);
+    for (int c = 0; c < C; c++) {
+        high[c] = to_bf16(float_bits(x[c]));
+        if (two) rest[c] = to_bf16(float_bits(x[c] - bits_to_float((uint32_t)high[c] << 16)));
+    }
+    memset(high + C, 0, 2 * (padded(C) - (size_t)C));
+    if (two) memset(rest + C, 0, 2 * (padded(C) - (size_t)C));
+}
+
+static void convert_int(uint8_t *row, size_t low, float *scale, const float *x, int C, bool bytes) {
+    for (int b = 0; b < C; b += BLOCK) {
+        const int n = min_int(BLOCK, C - b);
+        uint32_t top = 0;      // as bits, magnitudes are in order, and NaN is above infinity
+#pragma omp simd reduction(max : top)
+        for (int c = 0; c < n; c++) {
+            const uint32_t u = float_bits(x[b + c]) & 0x7FFFFFFF;
+            top = u > top ? u : top;
+        }
+        const float most = bits_to_float(top), factor = top < 0x7F800000 && most > 0x1p-100f ? X_MAX / most : 0;
+        scale[b / BLOCK] = top < 0x7F800000 ? (factor > 0 ? most / X_MAX : 0) : bits_to_float(0x7FC00000);
+        int16_t *q = (int16_t *)(void *)row + b;
+        int8_t *h = (int8_t *)row + b, *l = h + low;
+#pragma omp simd
+        for (int c = 0; c < n; c++) {
+            // adding 1.5 * 2^23 rounds to an integer, which then stands in the low bits
+            const float y = factor > 0 ? x[b + c] * factor : 0;
+            const int v = (int16_t)float_bits(y + 12582912);
+            if (bytes) l[c] = (int8_t)v, h[c] = (int8_t)((v - (int8_t)v) >> 8);
+            else q[c] = (int16_t)v;
+        }
+    }
+    const size_t rest = padded(C) - (size_t)C;
+    memset(row + (size_t)(bytes ? 1 : 2) * (size_t)C, 0, bytes ? rest : 2 * rest);
+    if (bytes) memset(row + low + C, 0, rest);
+}
+
+// Element (t,c) of x as an integer.
+static inline int narrow_x(const NarrowX *x, int as, int t, int c) {
+    const uint8_t *row = x->data + (size_t)t * x->ld;
+    return as == AS_BYTES ? (int8_t)row[c] * 256 + (int8_t)row[x->low + (size_t)c] :
+           ((const int16_t *)(const void *)row)[c];
+}
+
+// ---------------------------------------------------------------------------------------------------------
+// w (n,K) -> out (K/unit,N) units of four bytes, zero behind n, and behind K up to a multiple of 64.
+
+typedef int32_t Four __attribute__((vector_size(16), aligned(1), may_alias));
+typedef int8_t Bytes __attribute__((vector_size(8), aligned(1), may_alias));
+typedef int16_t Shorts __attribute__((vector_size(16)));
+
+#ifdef __clang__
+#define SHUFFLE(a, b, i, j, k, l) __builtin_shufflevector(a, b, i, j, k, l)
+#else
+#define SHUFFLE(a, b, i, j, k, l) __builtin_shuffle(a, b, (Four){i, j, k, l})
+#endif
+
+// Four units of a row.
+static inline Four load_units(const uint8_t *p, bool widen) {
+    return widen ? (Four)__builtin_convertvector(*(const Bytes *)p, Shorts) : *(const Four *)p;
+}
+
+static inline int32_t one_unit(const uint8_t *p, int n, int unit, bool widen) {
+    uint16_t wide[2] = {0};
+    int32_t all = 0;
+    if (widen) for (int i = 0; i < n; i++) wide[i] = (uint16_t)(int8_t)p[i];
+    memcpy(&all, widen ? (const void *)wide : p, widen ? 4 : (size_t)(n * 4 / unit));
+    return all;
+}
+
+static inline void pack_units(void *out, const Weights *w, int j0, int n, int k0, int K, int N, int unit, bool widen) {
+    int32_t *const o = out;
+    const int units = (int)padded(K) / unit, whole = K / unit / 4 * 4;
+    const size_t bytes = bytes_of(w, (size_t)unit);     // of a unit in memory
+    int j = 0;
+    for (; j + 4 <= n; j += 4) {
+        const uint8_t *p[4];
+        for (int r = 0; r < 4; r++) p[r] = weight_at(w, (size_t)(j0 + j + r), (size_t)k0);
+        for (int k = 0; k < whole; k += 4) {
+            const size_t at = (size_t)k * bytes;
+            const Four a = load_units(p[0] + at, widen), b = load_units(p[1] + at, widen);
+            const Four c = load_units(p[2] + at, widen), d = load_units(p[3] + at, widen);
+            const Four ab = SHUFFLE(a, b, 0, 4, 1, 5), cd = SHUFFLE(c, d, 0, 4, 1, 5);
+            const Four AB = SHUFFLE(a, b, 2, 6, 3, 7), CD = SHUFFLE(c, d, 2, 6, 3, 7);
+            int32_t *q = o + (size_t)k * (size_t)N + j;
+            *(Four *)q = SHUFFLE(ab, cd, 0, 1, 4, 5);
+            *(Four *)(q + N) = SHUFFLE(ab, cd, 2, 3, 6, 7);
+            *(Four *)(q + 2 * N) = SHUFFLE(AB, CD, 0, 1, 4, 5);
+            *(Four *)(q + 3 * N) = SHUFFLE(AB, CD, 2, 3, 6, 7);
+        }
+    }
+    const int turned = j;
+    for (int k = 0; k < units; k++)
+        for (j = k < whole ? turned : 0; j < N; j++) {
+            const int left = K - k * unit;
+            o[(size_t)k * (size_t)N + (size_t)j] = j >= n || left <= 0 ? 0 :
+                one_unit(weight_at(w, (size_t)(j0 + j), (size_t)(k0 + k * unit)), min_int(left, unit), unit, widen);
+        }
+}
+
+// ---------------------------------------------------------------------------------------------------------
+// The inner loops. With MATMUL_TWINS all of them in plain C; inline assembly where gcc 12 would spill the sums.
+
+#ifdef MATMUL_TWINS
+#define NATIVE(t)
+#pragma GCC diagnostic ignored "-Wpsabi"
+#else
+#define NATIVE(t) __attribute__((target(t)))
+#endif
+
+#if defined(__x86_64__) || defined(MATMUL_TWINS)
+#define NAME(f) f##_madd256
+#define TARGET NATIVE("avx2,fma")
+#define AS AS_INT16
+#define VW 8
+#define MR 6
+#define FEW 32
+#ifndef MATMUL_TWINS
+#define DOT(a, x, w) ((a) + (VI)_mm256_madd_epi16((__m256i)(x), (__m256i)(w)))
+#define PAIRS(p) (VI)_mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i *)(const void *)(p)))
+#endif
+#include "matmul_dot.h"
+
+#define NAME(f) f##_vnni256
+#define TARGET NATIVE("avx2,fma")
+#define AS AS_INT16
+#define VW 8
+#define MR 6
+#define FEW 32
+#ifndef MATMUL_TWINS
+static inline __attribute__((always_inline)) TARGET __m256i dpwssd256(__m256i a, __m256i x, __m256i w) {
+    __asm__("%{vex%} vpdpwssd %2, %1, %0" : "+x"(a) : "x"(x), "x"(w));
+    return a;
+}
+#define DOT(a, x, w) (VI)dpwssd256((__m256i)(a), (__m256i)(x), (__m256i)(w))
+#define PAIRS(p) (VI)_mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i *)(const void *)(p)))
+#endif
+#include "matmul_dot.h"
+
+#define AVX512 NATIVE("avx2,fma,avx512f,avx512vl,avx512bw,avx512dq")
+#define NAME(f) f##_madd512
+#define TARGET AVX512
+#define AS AS_INT16
+#define VW 16
+#define MR 12
+#define FEW 96
+#ifndef MATMUL_TWINS
+#define PAIRS512(p) _mm512_cvtepi8_epi16(_mm256_loadu_si256((const __m256i *)(const void *)(p)))
+#define DOT(a, x, w) ((a) + (VI)_mm512_madd_epi16((__m512i)(x), (__m512i)(w)))
+#define PAIRS(p) (VI)PAIRS512(p)
+#endif
+#include "matmul_dot.h"
+
+#define NAME(f) f##_vnni512
+#define TARGET AVX512
+#define AS AS_INT16
+#define VW 16
+#define MR 14
+#define FEW 96
+#ifndef MATMUL_TWINS
+static inline __attribute__((always_inline)) TARGET __m512i dpwssd512(__m512i a, __m512i x, __m512i w) {
+    __asm__("vpdpwssd %2, %1, %0" : "+v"(a) : "v"(x), "v"(w));
+    return a;
+}
+#define DOT(a, x, w) (VI)dpwssd512((__m512i)(a), (__m512i)(x), (__m512i)(w))
+#define PAIRS(p) (VI)PAIRS512(p)
+#endif
+#include "matmul_dot.h"
+
+#define NAME(f) f##_bf16_512
+#define TARGET AVX512
+#define AS AS_BF16
+#define VW 16
+#define MR 14
+#define FEW 0
+#ifndef MATMUL_TWINS
+static inline __attribute__((always_inline)) TARGET __m512 dpbf16(__m512 a, __m512i x, __m512i w) {
+    __asm__("vdpbf16ps %2, %1, %0" : "+v"(a) : "v"(x), "v"(w));
+    return a;
+}
+#define DOT(a, x, w) (V)dpbf16((__m512)(a), (__m512i)(x), (__m512i)(w))
+#endif
+#include "matmul_dot.h"
+
+#include "matmul_amx.h"
+
+// Few rows against int8 weights go as without AMX.
+const Narrow narrow_amx_int8 = {AS_BYTES, AS_INT16, 16, 32, BLOCK, false, 32, tile_amx_int8, rows_vnni512};
+const Narrow narrow_amx_bf16 = {AS_BF16, AS_BF16, 32, 32, 1024, false, 0, tile_amx_bf16, NULL};
+const Narrow narrow_amx_two = {AS_TWO_BF16, AS_TWO_BF16, 32, 32, 1024, false, 0, tile_amx_two, NULL};
+#endif
+
+#if defined(__aarch64__) || defined(MATMUL_TWINS)
+#define NAME(f) f##_sdot
+#define TARGET
+#define AS AS_BYTES
+#define VW 4
+#define MR 6
+#define FEW 16
+#ifndef MATMUL_TWINS
+static inline __attribute__((always_inline)) int32x4_t sdot(int32x4_t a, int32x4_t x, int32x4_t w) {
+    __asm__(".arch armv8.2-a+dotprod\n\tsdot %0.4s, %1.16b, %2.16b" : "+w"(a) : "w"(x), "w"(w));
+    return a;
+}
+#define DOT(a, x, w) (VI)sdot((int32x4_t)(a), (int32x4_t)(x), (int32x4_t)(w))
+#endif
+#include "matmul_dot.h"
+#endif
+
+// ---------------------------------------------------------------------------------------------------------
+// A product.
+
+typedef struct {
+    const Narrow *n;
+    float *out;
+    const float *in;             // x before conversion
+    Weights w;
+    const float *bias;
+    int then, T, OC, C;          // T: of this pass
+    void (*act)(float *x, int act, int n);
+    NarrowX x;
+    float *scale;                // x.scale
+    uint8_t *rows;               // x.data
+    int as, tall, wide;          // rows and columns of a job
+    uint8_t *packed;             // NARROW_PACKED for each thread
+} Product;
+
+static void convert_job(void *arg, int t, int thread) {
+    const Product *p = arg;
+    uint8_t *row = p->rows + (size_t)t * p->x.ld;
+    const float *in = p->in + (size_t)t * (size_t)p->C;
+    (void)thread;
+    if (p->as == AS_BF16 || p->as == AS_TWO_BF16) convert_bf16(row, p->x.low, in, p->C, p->as == AS_TWO_BF16);
+    else convert_int(row, p->x.low, p->scale + (size_t)t * p->x.ldscale, in, p->C, p->as == AS_BYTES);
+}
+
+// Before and behind a block, as in matmul.c.
+static void add_bias(const Product *p, int m, int M, int n, int N) {
+    if (p->then != THEN_ADD || !p->bias) return;
+    for (int i = m; i < m + M; i++)
+        for (int j = n; j < n + N; j++) p->out[(size_t)i * (size_t)p->OC + (size_t)j] += p->bias[j];
+}
+
+static void finish(const Product *p, int m, int M, int n, int N) {
+    if (p->then >= THEN_NOTHING) return;
+    for (int i = m; i < m + M; i++) p->act(p->out + (size_t)i * (size_t)p->OC + n, p->then, N);
+}
+
+static void rows_job(void *arg, int job, int thread) {
+    const Product *p = arg;
+    const int n = job * p->wide, N = min_int(p->wide, p->OC - n);
+    const bool more = p->then == THEN_ADD;
+    (void)thread;
+    add_bias(p, 0, p->T, n, N);
+    p->n->rows(p->out + n, (size_t)p->OC, more ? p->out + n : p->bias ? p->bias + n : NULL, more ? (size_t)p->OC : 0,
+               &p->x, &p->w, n, p->T, N, p->C);
+    finish(p, 0, p->T, n, N);
+}
+
+static void prefetch(const uint8_t *p, size_t ld, int from, int to, size_t bytes) {
+    for (int r = from; r < to; r++)
+        for (size_t i = 0; i < bytes; i += 64) __builtin_prefetch(p + (size_t)r * ld + i, 0, 2);
+}
+
+// A tile at addresses that the loops know in advance.
+static NarrowX copy_tile(uint8_t *to, const NarrowX *x, int mr, size_t K, int as) {
+    for (size_t r = 0; r < (size_t)mr; r++) {
+        const uint8_t *from = x->data + r * x->ld;
+        memcpy(to + r * ROW_BYTES, from, as == AS_BYTES ? K : 2 * K);
+        if (as == AS_BYTES) memcpy(to + r * ROW_BYTES + BLOCK, from + x->low, K);
+    }
+    return (NarrowX){to, ROW_BYTES, BLOCK, x->scale, x->ldscale};
+}
+
+static void block_job(void *arg, int job, int thread) {
+    static const float zeros[NARROW_COLUMNS];
+    const Product *p = arg;
+    const int NR = p->n->NR, MR = p->n->MR, KC = p->n->KC, unit = p->as == AS_BYTES ? 4 : 2;
+    const int across = ceil_div(p->OC, p->wide), m0 = job / across * p->tall, n0 = job % across * p->wide;
+    const int M = min_int(p->tall, p->T - m0), N = min_int(p->wide, p->OC - n0);
+    const size_t OC = (size_t)p->OC, row_bytes = bytes_of(&p->w, (size_t)p->C);
+    uint8_t *packed = p->packed + (size_t)thread * NARROW_PACKED;
+    const float *wscale = p->w.scale;
+    add_bias(p, m0, M, n0, N);
+    for (int k = 0; k == 0 || k < p->C; k += KC) {
+        const int K = min_int(KC, p->C - k);
+        const size_t x_at = (size_t)k * (p->as == AS_BYTES ? 1 : 2), panel = padded(K) / (size_t)unit * (size_t)NR * 4;
+        const bool more = k > 0 || p->then == THEN_ADD, last = k + KC >= p->C;
+        for (int i = 0; i < N; i += NR)
+            pack_units(packed + (size_t)(i / NR) * panel, &p->w, n0 + i, min_int(NR, N - i), k, K, NR, unit,
+                       p->as == AS_INT16);
+        for (int m = 0; m < M; m += MR) {
+            const int mr = min_int(MR, M - m);
+            const size_t row = (size_t)(m0 + m);
+            NarrowX x = {p->x.data + row * p->x.ld + x_at, p->x.ld, p->x.low,
+                         p->scale + row * p->x.ldscale + k / BLOCK, p->x.ldscale};
+            if (p->n->copied) x = copy_tile(packed + NARROW_PACKED - 16 * ROW_BYTES, &x, mr, padded(K), p->as);
+            if (!last)                        // a share of the weights of the next step, into the level 2 cache
+                prefetch(weight_at(&p->w, (size_t)n0, (size_t)(k + KC)), row_bytes, m * N / M, (m + mr) * N / M,
+                         bytes_of(&p->w, (size_t)min_int(KC, p->C - k - KC)));
+            for (int i = 0; i < N; i += NR) {
+                float *out = p->out + row * OC + n0 + i;
+                p->n->tile(out, OC, more ? out : p->bias ? p->bias + n0 + i : zeros, more ? OC : 0, &x,
+                           packed + (size_t)(i / NR) * panel, wscale ? wscale + n0 + i : NULL, mr,
+                           min_int(NR, N - i), K);
+            }
+        }
+    }
+    finish(p, m0, M, n0, N);
+}
+
+uint64_t narrow_scratch_bytes(int threads) { return (uint64_t)threads * NARROW_PACKED + NARROW_X; }
+
+// The shapes of the jobs, as in matmul_then().
+static int plan_rows(Product *p, const Par *par) {
+    const size_t row_bytes = bytes_of(&p->w, (size_t)p->C);
+    const size_t by_size = 4 + (1 << 20) / (row_bytes + 1), by_threads = (size_t)p->OC / (4 * (size_t)par->threads);
+    p->wide = (int)(by_size < by_threads ? by_size : by_threads) / 4 * 4;
+    if (p->wide < 4) p->wide = 4;
+    return ceil_div(p->OC, p->wide);
+}
+
+static int plan_blocks(Product *p, const Par *par) {
+    int best = INT_MAX;
+    for (int cols = NARROW_COLUMNS; cols >= 64; cols -= p->n->NR) {
+        const int rounds = ceil_div(ceil_div(p->OC, cols), par->threads) * cols;
+        if (rounds < best) best = rounds, p->wide = cols;
+    }
+    const int across = ceil_div(p->OC, p->wide), down = ceil_div(4 * par->threads, across);
+    p->tall = down > 1 ? ceil_div(ceil_div(p->T, down), 4 * p->n->MR) * 4 * p->n->MR : p->T;
+    return across * ceil_div(p->T, p->tall);
+}
+
+bool narrow_matmul(const Narrow *n, float *out, const float *x, const Weights *w, const float *b, int then, int T,
+                   int OC, int C, void (*act)(float *x, int act, int n), void *scratch, const Par *par) {
+    // x (T,C), w (OC,C), b (OC) or NULL -> out (T,OC)
+    const bool few = T <= n->few;
+    const size_t blocks = (size_t)ceil_div(C, BLOCK), as_low = few ? (size_t)n->few_as : (size_t)n->as;
+    // An odd number of cache lines from row to row spreads rows over all sets of a cache.
+    const size_t lines = (padded(C) * (as_low == AS_TWO_BF16 ? 4 : 2) / 64) | 1;
+    const size_t most = NARROW_X / (lines * 64 + (blocks + 1) * sizeof(float));
+    if (most < 1 || C < 1) return false;
+    Product p = {.n = n, .w = *w, .bias = b, .then = then, .OC = OC, .C = C, .act = act, .as = (int)as_low,
+                 .packed = scratch, .rows = (uint8_t *)scratch + (size_t)par->threads * NARROW_PACKED};
+    const int pass = most < (size_t)T ? (int)most : T;
+    p.scale = (float *)(void *)(p.rows + (size_t)pass * lines * 64);
+    p.x = (NarrowX){p.rows, lines * 64, padded(C) * (p.as == AS_TWO_BF16 ? 2 : 1), p.scale, blocks};
+    for (int t = 0; t < T; t += pass) {
+        p.T = min_int(pass, T - t);
+        p.in = x + (size_t)t * (size_t)C;
+        p.out = out + (size_t)t * (size_t)OC;
+        const bool worth = (double)p.T * OC * C > 2e5;      // as in matmul.c
+        pool_run((double)p.T * C > 1e5 ? par->pool : NULL, convert_job, &p, p.T);
+        if (few) pool_run(worth ? par->pool : NULL, rows_job, &p, plan_rows(&p, par));
+        else pool_run(worth ? par->pool : NULL, block_job, &p, plan_blocks(&p, par));
+    }
+    return true;
+}
+
+// See Linux's Documentation/arch/x86/xstate.rst: ARCH_REQ_XCOMP_PERM for XTILEDATA, for the whole process.
+bool narrow_amx_allowed(void) {
+#if defined(__linux__) && defined(__x86_64__) && !defined(MATMUL_TWINS)
+    return syscall(SYS_arch_prctl, 0x1023, 18) == 0;
+#elif defined(MATMUL_TWINS)
+    return true;
+#else
+    return false;
+#endif
+}

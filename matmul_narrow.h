@@ -1,0 +1,71 @@
+// matmul_narrow.h: products in which x too is in a narrow type, because the processor has dot products of such types.
+//
+//   weights   x                        instructions
+//   int8      16-bit integers          VPMADDWD, VPDPWSSD
+//   int8      two bytes, high and low  SDOT, AMX TDPBSSD: exactly the same sums
+//   bf16      bf16                     VDPBF16PS, AMX TDPBF16PS
+//   bf16      two bf16, high and low   AMX TDPBF16PS twice
+//
+// A row of x is converted once for each product. As 16-bit integers, a block of BLOCK columns has the scale
+// max|x| / X_MAX, and each x is off by at most half of it: 1.5e-5 of the largest x of its block. Integer sums are
+// exact: BLOCK * X_MAX * 128 is below 2^31. As one bf16 each x is off by at most 2^-8 of itself, as two by 2^-16.
+// A block of x with a NaN or an infinity in it gives NaN.
+// Not here: the choice of an instruction set (matmul_isa.h).
+#ifndef MATMUL_NARROW_H
+#define MATMUL_NARROW_H
+
+#include "matmul.h"
+#include "matmul_weights.h"
+
+enum {
+    BLOCK = 512,                 // columns of x with a scale in common
+    X_MAX = 127 * 256 + 127,     // so that the high byte of X_MAX + 128 is still a signed byte
+    NARROW_COLUMNS = 96,         // of out in a job, a multiple of every NR
+    ROW_BYTES = 2 * BLOCK + 64,      // between rows of a tile of x that is copied; an odd number of cache lines
+    NARROW_PACKED = NARROW_COLUMNS * 1024 * 2 + 16 * ROW_BYTES,    // bytes of packed weights and of a tile, per thread
+    NARROW_X = 8 << 20           // bytes of converted x; more rows than fit are done in several passes
+};
+
+// How x is stored; of two parts a row has first the high ones, then the low ones. Macros, for #if.
+#define AS_INT16 0
+#define AS_BYTES 1
+#define AS_BF16 2
+#define AS_TWO_BF16 3
+
+// Converted rows of x: those of a tile, or all.
+typedef struct {
+    const uint8_t *data;         // rows ld bytes apart, zero behind C up to the next multiple of 64 columns
+    size_t ld, low;              // low: bytes from an element's high part to its low part
+    const float *scale;          // of the first block, rows ldscale apart; AS_..BF16: not read
+    size_t ldscale;
+} NarrowX;
+
+typedef struct {
+    int as, few_as;              // x for tile() and for rows()
+    int MR, NR, KC;              // rows and columns of a tile, columns in a step
+    bool copied;                 // tile() wants rows of x ROW_BYTES apart, low parts BLOCK bytes behind the high ones
+    int few;                     // most rows of x that rows() is for
+    // x (mr,K) and w, packed: units of four bytes, (K/2 or K/4,NR), zero behind n and from K to the next multiple of
+    // 64 -> out (mr,n) = base (mr,n) + x w^T; wscale (n) of int8
+    void (*tile)(float *out, size_t ldo, const float *base, size_t ldbase, const NarrowX *x, const void *w,
+                 const float *wscale, int mr, int n, int K);
+    // x (T,C), rows j .. j+n of w (,C) -> out (T,n) = base (T,n) + x w^T; base NULL is zero. NULL where few is 0
+    void (*rows)(float *out, size_t ldo, const float *base, size_t ldbase, const NarrowX *x, const Weights *w, int j,
+                 int T, int n, int C);
+} Narrow;
+
+// Whether the processor has what they need is for the caller to know. The first two rows: x86-64, the last: aarch64.
+extern const Narrow narrow_madd256, narrow_madd512, narrow_vnni256, narrow_vnni512, narrow_bf16_512,
+                    narrow_amx_int8, narrow_amx_bf16, narrow_amx_two,
+                    narrow_sdot;
+
+// Asks the system for the tile registers. False: no, or not Linux.
+bool narrow_amx_allowed(void);
+
+// As matmul_then(), for weights of the dtype that n is for; act is for `then`. False: C is too large or zero, nothing
+// done.
+bool narrow_matmul(const Narrow *n, float *out, const float *x, const Weights *w, const float *b, int then, int T,
+                   int OC, int C, void (*act)(float *x, int act, int n), void *scratch, const Par *par);
+uint64_t narrow_scratch_bytes(int threads);
+
+#endif
