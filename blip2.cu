@@ -41,7 +41,7 @@ enum {
     ROWS_AT_ONCE = 4096,         // and through the language model in turns of about so many rows
     RING = 4,                    // pinned pieces on their way to the device
     RING_BYTES = 16 << 20,
-    WORKSPACE_BYTES = 32 << 20,  // for cuBLASLt, the size that NVIDIA recommends for sm_90
+    WORKSPACE_BYTES = 32 << 20,  // for cuBLASLt, the size that NVIDIA recommends for sm_90; and for Device.partial
 };
 
 typedef struct { int key, seen; cudaGraphExec_t exec; } Graph;
@@ -128,6 +128,7 @@ static void plan(Run *r, Plan *a) {
     take(a, &r->file,       r->m->file_bytes - file_data(r->m), 1, 1, 1);
     take(a, &r->bias16,     r->bias_elements, 1, 1, sizeof(bf16));
     take(a, (uint8_t **)&r->lt.workspace, WORKSPACE_BYTES, 1, 1, 1);
+    take(a, &r->dev.tickets, STREAM_TICKETS, 1, 1, I);
     take(a, &r->pixels,     r->BV, (uint64_t)c->S * c->S, 3, 1);
     take(a, &r->x,          most(most(N * c->DV, Q * c->DQ), TL * c->DL), 1, 1, F);
     take(a, &r->last,       most(B, R), c->DL, 1, F);
@@ -297,11 +298,13 @@ static Dense dense_norm(void *out, int kind, const float *x, const float *norm_w
 
 // Few rows: one kernel, everything fused. Many: norm, multiply, and what the library's epilogues do not know.
 template <typename T> static void dense(Run *r, Dense d) {
-    if (d.T <= ROWS_MOST && rows_dense<T>(r->s, d, r->dev)) return;
+    const bool stream = sizeof(T) == 2 && d.T <= STREAM_MOST;
+    if (d.T <= (stream ? (int)STREAM_NORM_MOST : (int)ROWS_MOST) && rows_dense<T>(r->s, d, r->dev)) return;
     if (d.x32) {
         norm<T>(r->s, (T *)r->h, NULL, d.x32, d.norm_w, d.norm_b, d.eps, d.norm_scale, d.T, d.C);
         d.x = r->h, d.x32 = NULL;
     }
+    if (stream && (stream_dense(r->s, d, r->dev) || (d.T <= ROWS_MOST && rows_dense<T>(r->s, d, r->dev)))) return;
     Dense g = d;
     if (d.gated) g.OC = 2 * d.OC, g.out = r->ff, g.gated = 0;
     const bool relu = d.act == ACT_RELU && d.b && d.kind == OUT_ACT && !d.gated;
@@ -855,6 +858,8 @@ static int open_all(Run *r, Err *e) {
     CUDA_CHECK(cudaStreamCreateWithFlags(&r->s, cudaStreamNonBlocking));
     CUBLAS_CHECK(cublasLtCreate(&r->lt.handle));
     r->lt.workspace_bytes = WORKSPACE_BYTES;
+    r->dev.partial = (float *)r->lt.workspace, r->dev.partial_bytes = WORKSPACE_BYTES;   // never both at a time
+    CUDA_CHECK(cudaMemsetAsync(r->dev.tickets, 0, STREAM_TICKETS * sizeof(int), r->s));
     if (upload(r, e)) return -1;
     device_model(r);
 
