@@ -2,7 +2,7 @@
 //
 // In order:
 //   1. the forms for few rows, in files of their own: cuda_stream.cuh (tensor cores, bound by reading the weights) and
-//      cuda_matvec.cuh (the rest)
+//      cuda_matvec.cuh (the rest); OPT's fc2 without dead neurons (cuda_skip.cuh)
 //   2. gemm_kernel: many rows, own tensor-core kernel, for int8 and int4 weights (dequantised on the way into shared
 //      memory) and for shapes that the library has no algorithm for
 //   3. lt_dense: many rows, f32 or bf16 weights, through cuBLASLt with its bias epilogues
@@ -12,6 +12,7 @@
 #define CUDA_DENSE_CUH
 
 #include "cuda_matvec.cuh"
+#include "cuda_skip.cuh"
 
 // ---------------------------------------------------------------------------------------------------------
 // 2. Many rows on tensor cores: tiles of 64 rows by 64 columns, 32 deep; four warps with 32 x 32 each. The next tile is
@@ -32,8 +33,32 @@ static __device__ __forceinline__ uint4 x_8(const Dense &d, int t, int k) {
     return make_uint4(u[0], u[1], u[2], u[3]);
 }
 
-template <int W>
-__global__ void __launch_bounds__(128) gemm_kernel(Dense d) {
+// Images instead of x (see embed_patches).
+typedef struct {
+    const uint8_t *pixels;        // (B,S,S,3), or NULL
+    Pixels norm;
+    const float *cls, *pos;       // (OC), (1 + G*G, OC)
+    int B, S, P, G;
+} Patches;
+
+// Eight columns of a patch's row in the convolution's (channel, y, x) order, normalised.
+static __device__ __forceinline__ uint4 pixels_8(const Patches &p, int t, int k) {
+    const int G = p.G, P = p.P, C = 3 * P * P, n = t % (G * G);
+    if (t >= p.B * G * G || k >= C) return zero_128();
+    const uint8_t *from = p.pixels + (((size_t)(t / (G * G)) * p.S + n / G * P) * p.S + n % G * P) * 3;
+    int ch = k / (P * P), y = k / P % P, x = k % P;
+    float f[8];
+    #pragma unroll
+    for (int i = 0; i < 8; i++) {
+        f[i] = k + i < C ? (from[((size_t)y * p.S + x) * 3 + ch] / 255.0f - p.norm.mean[ch]) / p.norm.std[ch] : 0;
+        if (++x == P) x = 0, y++;
+        if (y == P) y = 0, ch = ch < 2 ? ch + 1 : 2;
+    }
+    return pack(f);
+}
+
+template <int W, bool IMAGES>
+__global__ void __launch_bounds__(128) gemm_kernel(Dense d, Patches p) {
     SHARED(bf16, xs, [2][GEMM_M][GEMM_LD]);
     SHARED(bf16, ws, [2][GEMM_N][GEMM_LD]);
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, c2 = lane % 4 * 2;
@@ -48,7 +73,7 @@ __global__ void __launch_bounds__(128) gemm_kernel(Dense d) {
             #pragma unroll
             for (int i = 0; i < 2; i++) {
                 const int o = o0 + row + 32 * i;
-                xv[i] = x_8(d, t0 + row + 32 * i, k);
+                xv[i] = IMAGES ? pixels_8(p, t0 + row + 32 * i, k) : x_8(d, t0 + row + 32 * i, k);
                 wv[i] = o < d.OC && k < d.C ? weights_8<W>(d.w, o, k) : zero_128();
             }
         }
@@ -82,16 +107,43 @@ __global__ void __launch_bounds__(128) gemm_kernel(Dense d) {
             #pragma unroll
             for (int e = 0; e < 4; e++) {
                 const int t = t0 + m0 + i * 16 + g + e / 2 * 8, o = o0 + n0 + n * 8 + c2 + e % 2;
-                if (t < d.T && o < d.OC)
-                    finish<bf16>(d, t, o, acc[i][n][e] * (W == DT_INT8 ? ((const float *)d.w.scale)[o] : 1), 0);
+                if (t >= d.T || o >= d.OC) continue;
+                const float y = acc[i][n][e] * (W == DT_INT8 ? ((const float *)d.w.scale)[o] : 1);
+                if (!IMAGES) finish<bf16>(d, t, o, y, 0);
+                else {
+                    const int N = p.G * p.G, at = t % N + 1;
+                    ((float *)d.out)[((size_t)(t / N) * (N + 1) + at) * d.OC + o] = y + d.b[o] + p.pos[(size_t)at * d.OC + o];
+                }
             }
+    if (IMAGES && blockIdx.y == 0)
+        for (int i = threadIdx.x; i < p.B * GEMM_N; i += blockDim.x) {
+            const int o = o0 + i % GEMM_N;
+            if (o < d.OC) ((float *)d.out)[(size_t)(i / GEMM_N) * (p.G * p.G + 1) * d.OC + o] = p.cls[o] + p.pos[o];
+        }
+}
+
+template <bool IMAGES> static void gemm_of(cudaStream_t s, const Dense &d, const Patches &p) {
+    const auto kernel = d.w.dtype == DT_BF16 ? gemm_kernel<DT_BF16, IMAGES>
+                      : d.w.dtype == DT_INT8 ? gemm_kernel<DT_INT8, IMAGES>
+                      : d.w.dtype == DT_INT4 ? gemm_kernel<DT_INT4, IMAGES> : gemm_kernel<DT_F32, IMAGES>;
+    LAUNCH(kernel, dim3(ceil_div(d.OC, GEMM_N), ceil_div(d.T, GEMM_M)), dim3(128), 0, s, d, p);
 }
 
 static void gemm(cudaStream_t s, const Dense &d) {
     // d.x, not d.x32; not gated
-    const auto kernel = d.w.dtype == DT_BF16 ? gemm_kernel<DT_BF16> : d.w.dtype == DT_INT8 ? gemm_kernel<DT_INT8>
-                      : d.w.dtype == DT_INT4 ? gemm_kernel<DT_INT4> : gemm_kernel<DT_F32>;
-    LAUNCH(kernel, dim3(ceil_div(d.OC, GEMM_N), ceil_div(d.T, GEMM_M)), dim3(128), 0, s, d);
+    gemm_of<false>(s, d, Patches{});
+}
+
+// From pixels to tokens in one pass: the rows of x are normalised and gathered on their way into shared memory, and
+// bias, position and the CLS token come in with the result. Bytes: pixels read once per 64 columns (from L2), w once per
+// 64 patches, out written once; patches and their products never exist in device memory.
+static void embed_patches(cudaStream_t s, float *out, const uint8_t *pixels, Pixels norm, const Tensor &w,
+                          const float *b, const float *cls, const float *pos, int B, int S, int P) {
+    // pixels (B,S,S,3), w (D,3*P*P), b and cls (D), pos (1 + G*G, D) -> out (B*(1 + G*G), D), G = S/P
+    const int G = S / P;
+    Dense d = {};
+    d.out = out, d.w = w, d.b = b, d.act = ACT_NONE, d.T = B * G * G, d.OC = w.rows, d.C = w.cols;
+    gemm_of<true>(s, d, Patches{pixels, norm, cls, pos, B, S, P, G});
 }
 
 // ---------------------------------------------------------------------------------------------------------

@@ -59,6 +59,10 @@ static __device__ __forceinline__ uint4 weights_8(const Tensor &w, int row, int 
             const uint2 v = *(const uint2 *)p;
             #pragma unroll
             for (int i = 0; i < 8; i++) f[i] = (float)(int8_t)((i < 4 ? v.x : v.y) >> (i % 4 * 8));
+        } else if (C % 4 == 0) {   // as in rows of patches, 588 long
+            const u32 lo = *(const u32 *)p, hi = k + 4 < C ? *(const u32 *)(p + 4) : 0;
+            #pragma unroll
+            for (int i = 0; i < 8; i++) f[i] = (float)(int8_t)((i < 4 ? lo : hi) >> (i % 4 * 8));
         } else {
             #pragma unroll
             for (int i = 0; i < 8; i++) f[i] = k + i < C ? p[i] : 0;
@@ -67,6 +71,10 @@ static __device__ __forceinline__ uint4 weights_8(const Tensor &w, int row, int 
     } else if constexpr (W == DT_BF16) {
         const bf16 *p = (const bf16 *)w.data + (size_t)row * C + k;
         if (C % 8 == 0) return load_stream_128(p);
+        if (C % 4 == 0) {
+            const uint2 lo = *(const uint2 *)p, hi = k + 4 < C ? *(const uint2 *)(p + 4) : make_uint2(0, 0);
+            return make_uint4(lo.x, lo.y, hi.x, hi.y);
+        }
         #pragma unroll
         for (int i = 0; i < 8; i++) f[i] = k + i < C ? bf16_to_f32(p[i]) : 0;
         return pack(f);

@@ -1,6 +1,6 @@
 // test/test_cuda.cu: the CUDA backend against the CPU path: stages, tokens, and each launcher on odd shapes.
 //
-// In order: device buffers with canaries; dense layers of every dtype; attention over sequences and over the past;
+// In order: device buffers with canaries; dense layers of every dtype; attention over sequences; the rest (cuda_passes.h);
 // the tiny models and fixtures of every dtype end to end. Built by nvcc for a card (make test-cuda) and by g++ for the
 // simulator (make test-cuda-sim). blip2.cu is included, so that its launchers can be called.
 // Not here: speed (dev/cuda/), what is chosen from given logits (test_generate.c).
@@ -211,6 +211,8 @@ static void test_dense_layers(void) {
     }
 }
 
+#include "cuda_passes.h"
+
 // ---------------------------------------------------------------------------------------------------------
 // Attention over whole sequences.
 
@@ -410,6 +412,7 @@ int main(void) {
     }
     test_dense_layers();
     test_attentions();
+    test_passes();
     test_models();
     CUDA_CHECK(cudaDeviceSynchronize());
 #ifdef CUDA_SIM
