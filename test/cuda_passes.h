@@ -98,11 +98,11 @@ static void test_skip(int rows, int OC, int C, const char *alive) {
     const std::vector<uint16_t> x16 = narrow(x), w16 = narrow(w);
     Buffer dx = buffer_of(x16.size() * 2, x16.data()), dw = buffer_of(w16.size() * 2, w16.data());
     Buffer db = buffer_of(b.size() * 4, b.data()), out = buffer_of(before.size() * 4, before.data());
-    Buffer dt = buffer_of(w16.size() * 2, NULL), scratch = buffer_of(1 << 20, NULL);
-    Buffer tickets = buffer_of(STREAM_TICKETS * sizeof(int), NULL);
+    Buffer dt = buffer_of(w16.size() * 2, NULL), scratch = buffer_of(1 << 16, NULL);
+    Buffer tickets = buffer_of(8 * sizeof(int), NULL);
     CUDA_CHECK(cudaMemset(at<void>(tickets), 0, tickets.bytes));
     Device dev = {};
-    dev.partial = at<float>(scratch), dev.partial_bytes = 1 << 20, dev.tickets = at<int>(tickets);
+    dev.partial = at<float>(scratch), dev.partial_bytes = 1 << 16, dev.tickets = at<int>(tickets);
     const Tensor tensor = {at<void>(dw), NULL, DT_BF16, OC, C};
     transpose(0, at<bf16>(dt), at<bf16>(dw), OC, C);
     EXPECT(&tally, skip_dense(0, dense_of(at<void>(out), OUT_ADD, at<void>(dx), tensor, at<float>(db), ACT_NONE, rows),
