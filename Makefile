@@ -3,7 +3,7 @@
 # In order: installing what is missing, what was asked for, what this machine has (dev/probe.sh), flags, rules for
 # objects and programs, tests, parity with PyTorch, demo, the rest.
 
-.PHONY: all lib deps programs test test-cuda test-cuda-sim parity fuzz fuzz_run demo list install uninstall clean help FORCE
+.PHONY: all lib deps programs test test-cuda test-cuda-sim cuda-report parity fuzz fuzz_run demo list install uninstall clean help FORCE
 .SECONDARY:
 
 ifneq ($(filter deps,$(MAKECMDGOALS)),)
@@ -57,7 +57,9 @@ FLAGS += $(STB_FLAGS)
 LIBS += $(if $(USE_JPEG),$(JPEG_LIBS)) $(if $(USE_WEBP),$(WEBP_LIBS)) $(ZLIB_LIBS)
 PROGRAM_LIBS := $(if $(USE_EDIT),$(EDIT_LIBS))      # what the library does without
 
+# The CUDA backend is made where nvcc is; CUDA=0 leaves it out, CUDA=1 makes a missing nvcc an error.
 NVCC ?= $(or $(shell command -v nvcc),$(wildcard /usr/local/cuda/bin/nvcc))
+USE_CUDA := $(if $(filter 0,$(CUDA)),,$(or $(NVCC),$(CUDA)))
 
 # Short lines unless V=1 asks for the commands themselves.
 SAY = $(if $(V),,@echo '$(1) $@';)
@@ -79,7 +81,7 @@ ABI := $(shell sed -n 's/^\#define BLIP2_ABI *\([0-9]*\).*/\1/p' libblip2.h)
 # ---------------------------------------------------------------------------------------------------------
 # Programs and the library. ./blip2 is a copy of the flavour that was made last; sanitizer builds stay under build/.
 
-all: $(if $(SAN),$(BUILD)/blip2,blip2 $(if $(CUDA),blip2_cuda.so)) lib
+all: $(if $(SAN),$(BUILD)/blip2,blip2 $(if $(USE_CUDA),blip2_cuda.so)) lib
 
 lib: $(BUILD)/libblip2.a $(BUILD)/libblip2.so
 
@@ -118,6 +120,7 @@ ifneq ($(FOUND_COMPILER),)
 	@echo 'jpeg    $(if $(NO_JPEG),  left out ,$(call yes_no,$(FOUND_JPEG)))$(or $(USE_JPEG),stb_image: a little off)'
 	@echo 'webp    $(if $(NO_WEBP),  left out ,$(call yes_no,$(FOUND_WEBP)))$(if $(USE_WEBP),,no WebP images)'
 	@echo 'libedit $(if $(NO_EDIT),  left out ,$(call yes_no,$(FOUND_EDIT)))$(if $(USE_EDIT),,no line editing in --chat)'
+	@echo 'nvcc    $(if $(filter 0,$(CUDA)),  left out ,$(call yes_no,$(NVCC)))$(if $(USE_CUDA),$(or $(NVCC),CUDA=1 asks for it),no CUDA backend)'
 endif
 	@$(if $(and $(FOUND_COMPILER),$(FOUND_ZLIB),$(FOUND_STB)),true,exit 1)
 
@@ -219,18 +222,24 @@ test-cuda-sim: $(SIM)/test_sim $(SIM)/test_cuda
 	@VERBOSE=1 sh test/run.sh $(BUILD)/blip2 $(BUILD)/compare_dumps $^
 
 # The CUDA backend, a shared object beside the program, which loads it when it runs (device.c). It has its own copies of
-# the C files that it calls. Only with CUDA=1 until it has been tried on a card.
+# the C files that it calls. One object for sm_80, for sm_90, and as PTX for what comes after them: -t 2 compiles them
+# side by side. An error of nvcc is an error of make; CUDA=0 goes without.
 
 CUDA_ARCHS := -gencode arch=compute_80,code=sm_80 -gencode arch=compute_90,code=[sm_90,compute_90]
-NVCC_FLAGS := -std=c++17 -O3 $(CUDA_ARCHS) -Xcompiler -Wall,-Wextra,-fPIC
+NVCC_FLAGS := -std=c++17 -O3 -t 2 $(CUDA_ARCHS) -Xcompiler -Wall,-Wextra,-fPIC
 CUDA_SOURCES := blip2.cu $(wildcard cuda_*.h cuda_*.cuh) blip2.h common.h generate.h
 
 $(BUILD)/cuda/%.o: %.c $(BUILD)/flags
 	@mkdir -p $(BUILD)/cuda
 	$(COMPILE) -fPIC
 
-$(BUILD)/cuda/blip2.o: $(CUDA_SOURCES)
+# Made anew when its command line changes, as $(BUILD)/flags.
+$(BUILD)/cuda/flags: FORCE
 	@mkdir -p $(BUILD)/cuda
+	@echo '$(NVCC) $(NVCC_FLAGS)' >$@.new; if cmp -s $@.new $@; then rm $@.new; else mv $@.new $@; fi
+
+$(BUILD)/cuda/blip2.o: $(CUDA_SOURCES) $(BUILD)/cuda/flags
+	@$(if $(NVCC),,echo 'no nvcc here, which CUDA=1 asks for: install the CUDA toolkit, or say where with NVCC=...'; exit 1)
 	$(call SAY,nvcc)$(NVCC) $(NVCC_FLAGS) -c -o $@ $<
 
 $(BUILD)/blip2_cuda.so: $(BUILD)/cuda/blip2.o $(patsubst %,$(BUILD)/cuda/%.o,common generate generate_process)
@@ -243,6 +252,11 @@ blip2_cuda.so: $(BUILD)/blip2_cuda.so
 $(BUILD)/test_cuda: test/test_cuda.cu $(CUDA_SOURCES) $(BUILD)/test/fixture.o $(PARTS)
 	$(call SAY,nvcc)$(NVCC) $(NVCC_FLAGS) -o $@ $< $(BUILD)/test/fixture.o $(PARTS) -lcublasLt \
 	    $(PROGRAM_LIBS) $(LIBS)
+
+# What nvcc made of the kernels, against dev/cuda/report.baseline. Without nvcc and cuobjdump a skip.
+PYTHON ?= $(firstword $(wildcard .venv/bin/python) python3)
+cuda-report: $(if $(NVCC),$(BUILD)/cuda/blip2.o)
+	@NVCC='$(NVCC)' $(PYTHON) dev/cuda/report --self-test --check $(BUILD)/cuda/blip2.o
 
 test-cuda: $(BUILD)/test_cuda
 	@VERBOSE=1 sh test/run.sh $(BUILD)/blip2 $(BUILD)/compare_dumps $^
@@ -310,6 +324,7 @@ help:
 	@echo 'make test       all tests that need no Python; make programs only builds them'
 	@echo 'make test-cuda      the CUDA backend on a GPU (REQUIRE_GPU=1: a missing one is a failure)'
 	@echo 'make test-cuda-sim  the simulator that runs the CUDA code on the CPU, against planted mistakes'
+	@echo 'make cuda-report    registers, spills and wide loads of every CUDA kernel, against the recorded ones'
 	@echo 'make parity     compares every stage with PyTorch (installs it into .venv, 5 GB)'
 	@echo 'make fuzz       hostile input for FUZZ_SECONDS=$(FUZZ_SECONDS) in all, under sanitizers (needs clang)'
 	@echo 'make list       what was found on this machine'
@@ -320,7 +335,7 @@ help:
 	@echo 'CC=clang  CFLAGS=...  LDFLAGS=...  compiler and additional flags'
 	@echo 'SAN=1                 with address and undefined-behaviour sanitizers, under build/san'
 	@echo 'WERROR=1              warnings are errors'
-	@echo 'CUDA=1                also blip2_cuda.so, the CUDA backend (needs nvcc; not yet tried on a GPU)'
+	@echo 'CUDA=0                without blip2_cuda.so, the CUDA backend, which is made where nvcc is (NVCC=path)'
 	@echo 'NO_JPEG=1  NO_WEBP=1  NO_EDIT=1  leave it out'
 	@echo 'FLAVOUR=name          build in build/name'
 	@echo 'V=1                   show the commands'
