@@ -3,7 +3,8 @@
 # In order: installing what is missing, what was asked for, what this machine has (dev/probe.sh), flags, rules for
 # objects and programs, tests, parity with PyTorch, demo, the rest.
 
-.PHONY: all lib deps programs test test-cuda test-cuda-sim cuda-report parity fuzz fuzz_run demo list install uninstall clean help FORCE
+.PHONY: all lib deps programs test test-cuda test-cuda-sim cuda-report parity fuzz fuzz_run demo list install
+.PHONY: uninstall clean help FORCE
 .SECONDARY:
 
 ifneq ($(filter deps,$(MAKECMDGOALS)),)
@@ -59,6 +60,7 @@ PROGRAM_LIBS := $(if $(USE_EDIT),$(EDIT_LIBS))      # what the library does with
 
 # The CUDA backend is made where nvcc is; CUDA=0 leaves it out, CUDA=1 makes a missing nvcc an error.
 NVCC ?= $(or $(shell command -v nvcc),$(wildcard /usr/local/cuda/bin/nvcc))
+CUDA_INCLUDE ?= /usr/local/cuda/include
 USE_CUDA := $(if $(filter 0,$(CUDA)),,$(or $(NVCC),$(CUDA)))
 
 # Short lines unless V=1 asks for the commands themselves.
@@ -150,7 +152,10 @@ $(BUILD)/compare_dumps: $(BUILD)/test/compare_dumps.o
 $(BUILD)/faults.so: test/faults.c $(BUILD)/flags
 	$(call SAY,lib )$(CC) -std=c11 -D_GNU_SOURCE -O1 -Wall -Wextra -Wshadow -Wpedantic -shared -fPIC -o $@ $< -ldl
 
-programs: all $(TEST_PROGRAMS) $(TOOLS) $(if $(SAN),,$(BUILD)/faults.so)
+# The simulated backend of test_device.sh only once, not in every flavour.
+SIMULATED := $(if $(or $(SAN),$(FLAVOUR)),,$(if $(wildcard $(CUDA_INCLUDE)/cublasLt.h),$(BUILD)/cuda_sim/blip2_cuda.so))
+
+programs: all $(TEST_PROGRAMS) $(TOOLS) $(if $(SAN),,$(BUILD)/faults.so) $(SIMULATED)
 
 test: programs
 	@SAN=$(SAN) sh test/run.sh $(BUILD)/blip2 $(BUILD)/compare_dumps $(TEST_PROGRAMS) $(TEST_SCRIPTS)
@@ -193,7 +198,6 @@ $(BUILD)/fuzz_%: $(BUILD)/test/fuzz_%.o $(BUILD)/test/fixture.o $(PARTS)
 
 # The CUDA code on the CPU (doc/cuda-sim.md). Needs g++ and the toolkit's headers, no nvcc and no GPU.
 
-CUDA_INCLUDE ?= /usr/local/cuda/include
 SIM := $(BUILD)/cuda_sim
 SIM_CXX := g++ -std=c++17 -g -Wall -Wextra -DCUDA_SIM -Itest/cuda_sim -I. -isystem $(CUDA_INCLUDE) -MMD -MP
 SIM_KERNELS := -O1 -Wno-unknown-pragmas -fsanitize=thread,undefined -fno-sanitize=vptr -fno-sanitize-recover=all \
@@ -217,6 +221,26 @@ $(SIM)/test_cuda.o: test/test_cuda.cu
 
 $(SIM)/test_cuda: $(SIM)/test_cuda.o $(SIM_OBJECTS) $(BUILD)/test/fixture.o $(PARTS)
 	$(call SAY,link)g++ -fsanitize=address,undefined -o $@ $^ $(PROGRAM_LIBS) $(LIBS)
+
+# The backend in the simulator as a shared object, for test_device.sh: machines whose GPU will not do.
+DOUBLED := cudaDriverGetVersion cudaGetDeviceCount cudaSetDevice cudaMemGetInfo cudaMalloc
+
+$(SIM)/blip2.o: blip2.cu
+	@mkdir -p $(SIM)
+	$(call SAY,g++ )$(SIM_CXX) $(SIM_KERNELS) -fPIC -x c++ -c -o $@ $<
+
+$(SIM)/pic/%.o: test/cuda_sim/%.cpp
+	@mkdir -p $(SIM)/pic
+	$(call SAY,g++ )$(SIM_CXX) -O2 -fPIC -c -o $@ $<
+
+$(SIM)/cuda_double.o: test/cuda_double.c $(BUILD)/flags
+	@mkdir -p $(SIM)
+	$(call SAY,cc  )$(CC) $(FLAGS) -isystem $(CUDA_INCLUDE) -c -o $@ $<
+
+$(SIM)/blip2_cuda.so: $(SIM)/blip2.o $(SIM)/cuda_double.o $(SIM_OBJECTS:$(SIM)/%=$(SIM)/pic/%) \
+                      $(patsubst %,$(BUILD)/%.o,common generate generate_process)
+	$(call SAY,link)g++ -shared -fsanitize=undefined -o $@ $^ -Wl,-Bsymbolic,--defsym=__executable_start=0 \
+	    $(DOUBLED:%=-Wl,--wrap=%) -ldl
 
 test-cuda-sim: $(SIM)/test_sim $(SIM)/test_cuda
 	@VERBOSE=1 sh test/run.sh $(BUILD)/blip2 $(BUILD)/compare_dumps $^
@@ -341,5 +365,5 @@ help:
 	@echo 'V=1                   show the commands'
 	@echo 'PARITY_PYTHON=python  use this interpreter for make parity'
 
--include $(wildcard $(BUILD)/*.d $(BUILD)/test/*.d $(SIM)/*.d)
+-include $(wildcard $(BUILD)/*.d $(BUILD)/test/*.d $(SIM)/*.d $(SIM)/pic/*.d)
 endif

@@ -115,8 +115,9 @@ void info_text(Text *t, const blip2 *b, const char *path) {
     text_json(t, info.prompt, strlen(info.prompt));
     text_printf(t, "\nmemory, CPU     %s for activations and KV cache (--ctx %d) beside %s of mapped weights\n",
                 size_text(size, info.memory), info.ctx, size_text(more, info.file_bytes));
-    text_printf(t, "memory, GPU     about %s (estimate: weights and the same activations)\n",
-                size_text(size, weights + info.memory));
+    if (info.memory_cuda)
+        text_printf(t, "memory, GPU     %s, weights included\n", size_text(size, info.memory_cuda));
+    else text_printf(t, "memory, GPU     not known: this build has no CUDA backend\n");
 }
 
 // ---------------------------------------------------------------------------------------------------------
@@ -160,7 +161,8 @@ void info_json(Text *t, const blip2 *b, const char *path) {
     text_printf(t, "\"preprocessing\":{\"side\":%d,\"mean\":[%.7g,%.7g,%.7g],\"std\":[%.7g,%.7g,%.7g]},", info.S,
                 value(b, "mean_r"), value(b, "mean_g"), value(b, "mean_b"), value(b, "std_r"), value(b, "std_g"),
                 value(b, "std_b"));
-    text_printf(t, "\"memory\":{\"ctx\":%d,\"weights\":%llu,\"activations\":%llu,\"gpu_estimate\":%llu}}\n", info.ctx,
-                (unsigned long long)weights, (unsigned long long)info.memory,
-                (unsigned long long)(weights + info.memory));
+    text_printf(t, "\"memory\":{\"ctx\":%d,\"weights\":%llu,\"activations\":%llu,\"gpu\":", info.ctx,
+                (unsigned long long)weights, (unsigned long long)info.memory);
+    if (info.memory_cuda) text_printf(t, "%llu}}\n", (unsigned long long)info.memory_cuda);
+    else text_printf(t, "null}}\n");
 }
