@@ -1,6 +1,6 @@
 // test/test_cuda.cu: the CUDA backend against the CPU path: stages, tokens, and each launcher on odd shapes.
 //
-// In order: device buffers with canaries; dense layers of every dtype; attention over sequences and over the past;
+// In order: device buffers with canaries; dense layers of every dtype; attention over sequences; the rest (cuda_passes.h);
 // the tiny models and fixtures of every dtype end to end. Built by nvcc for a card (make test-cuda) and by g++ for the
 // simulator (make test-cuda-sim). blip2.cu is included, so that its launchers can be called.
 // Not here: speed (dev/cuda/), what is chosen from given logits (test_generate.c).
@@ -117,7 +117,9 @@ static Weight weight_of(int dtype, int OC, int C, uint32_t seed) {
 }
 
 // form: 0 rows kernel, 1 the same with a norm in front, 2 own tensor-core kernel, 3 the library
-template <typename T> static void test_dense(int dtype, int form, int rows, int OC, int C, int act, bool gated) {
+// shared_most: of the device, 0 for all there is; little of it splits columns over blocks
+template <typename T>
+static void test_dense(int dtype, int form, int rows, int OC, int C, int act, bool gated, int shared_most = 0) {
     char what[128];
     snprintf(what, sizeof what, "dense dtype %d, %zu-byte activations, form %d, (%d,%d) x (%d,%d)%s", dtype, sizeof(T), form,
              rows, C, OC, C, gated ? ", gated" : "");
@@ -157,17 +159,47 @@ template <typename T> static void test_dense(int dtype, int form, int rows, int 
     CUDA_CHECK(cudaDeviceGetAttribute(&dev.sms, cudaDevAttrMultiProcessorCount, 0));
     CUDA_CHECK(cudaDeviceGetAttribute(&dev.shared_most, cudaDevAttrMaxSharedMemoryPerBlockOptin, 0));
     dev.sms = dev.sms > 4 ? 4 : dev.sms;   // so that blocks take several turns
-    if (form < 2) EXPECT(&tally, rows_dense<T>(0, d, dev), "%s: does not fit", what);
-    else gemm(0, d);
+    if (shared_most) dev.shared_most = shared_most;
+    Lt lt = {};
+    const size_t workspace = 1 << 20;
+    Buffer scratch = buffer_of(workspace, NULL), tickets = buffer_of(STREAM_TICKETS * sizeof(int), NULL);
+    CUDA_CHECK(cudaMemset(at<void>(tickets), 0, tickets.bytes));
+    dev.partial = at<float>(scratch), dev.partial_bytes = workspace, dev.tickets = at<int>(tickets);
+    if (form < 2) {
+        EXPECT(&tally, rows_dense<T>(0, d, dev), "%s: does not fit", what);
+        CUDA_CHECK(cudaDeviceSynchronize());
+        std::vector<int> left(STREAM_TICKETS);
+        CUDA_CHECK(cudaMemcpy(left.data(), at<int>(tickets), left.size() * sizeof(int), cudaMemcpyDeviceToHost));
+        int taken = 0;
+        for (int n : left) taken += n != 0;
+        EXPECT(&tally, taken == 0, "%s: %d tickets were not given back", what, taken);
+    } else if (form == 2) gemm(0, d);
+    else {
+        CUBLAS_CHECK(cublasLtCreate(&lt.handle));
+        lt.workspace = at<void>(scratch), lt.workspace_bytes = workspace;
+        EXPECT(&tally, lt_dense(0, &lt, d, at<float>(db), act == ACT_RELU), "%s: the library cannot", what);
+    }
     std::vector<float> got(want.size());
     fetch(got.data(), out, what);
     const Diff diff = diff_floats(got.data(), want.data(), want.size());
     const double bound = small ? BF16_BOUND : F32_BOUND;
     EXPECT(&tally, diff.rel_l2 <= bound, "%s: %.2e, bound %.0e", what, diff.rel_l2, bound);
-    for (Buffer *u : {&dw, &dx32, &dx, &db, &dnw, &dnb}) CUDA_CHECK(cudaFree(u->base));
+    lt_close(&lt);
+    for (Buffer *u : {&dw, &dx32, &dx, &db, &dnw, &dnb, &scratch, &tickets}) CUDA_CHECK(cudaFree(u->base));
 }
 
 static void test_dense_layers(void) {
+    for (int dtype : {DT_BF16, DT_INT8, DT_INT4}) {   // tensor cores, up to 64 rows
+        const bool split = dtype != DT_BF16;
+        test_dense<bf16>(dtype, 1, 4, 40, 336, ACT_GELU, true);
+        test_dense<bf16>(dtype, 0, 5, 23, 336, ACT_NONE, true, 80 << 10);
+        test_dense<bf16>(dtype, 1, 2, 7, 1040, ACT_RELU, false, 80 << 10);
+        test_dense<bf16>(dtype, 0, 13, 23, 208, ACT_NONE, split, 100 << 10);
+        test_dense<bf16>(dtype, 0, 29, 40, 544, ACT_NONE, !split, 64 << 10);
+        test_dense<bf16>(dtype, 0, 64, 50, 176, ACT_RELU, split);
+    }
+    test_dense<bf16>(DT_BF16, 3, 70, 40, 64, ACT_RELU, false);
+    test_dense<float>(DT_F32, 3, 20, 24, 40, ACT_NONE, false);
     const int shapes[][2] = {{40, 64}, {7, 33}, {130, 160}, {65, 588}};
     for (const auto &s : shapes) {
         for (int rows : {1, 2, 3, 8, 11}) {
@@ -178,6 +210,8 @@ static void test_dense_layers(void) {
         for (int dtype : {DT_F32, DT_BF16, DT_INT8, DT_INT4}) test_dense<bf16>(dtype, 2, 70, s[0], s[1], ACT_RELU, false);
     }
 }
+
+#include "cuda_passes.h"
 
 // ---------------------------------------------------------------------------------------------------------
 // Attention over whole sequences.
@@ -378,6 +412,7 @@ int main(void) {
     }
     test_dense_layers();
     test_attentions();
+    test_passes();
     test_models();
     CUDA_CHECK(cudaDeviceSynchronize());
 #ifdef CUDA_SIM
