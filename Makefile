@@ -148,6 +148,10 @@ $(BUILD)/test_matmul_twins: $(BUILD)/test/test_matmul.o $(BUILD)/test/matmul_twi
 $(BUILD)/compare_dumps: $(BUILD)/test/compare_dumps.o
 	$(LINK)
 
+# Times a backend (dev/bench_gpu.py); in the folder of $(BUILD)/blip2_cuda.so, where it is looked for.
+$(BUILD)/bench_backend: dev/bench_backend.c $(PARTS) $(BUILD)/flags
+	$(call SAY,cc  )$(CC) $(FLAGS) $(CPPFLAGS) $(CFLAGS) $(LDFLAGS) -o $@ $< $(PARTS) $(PROGRAM_LIBS) $(LIBS)
+
 # Calls that fail on purpose, for LD_PRELOAD (test_faults.sh).
 $(BUILD)/faults.so: test/faults.c $(BUILD)/flags
 	$(call SAY,lib )$(CC) -std=c11 -D_GNU_SOURCE -O1 -Wall -Wextra -Wshadow -Wpedantic -shared -fPIC -o $@ $< -ldl
