@@ -314,7 +314,10 @@ __global__ void __launch_bounds__(32 * PAST_WARPS) past_kernel(Past p) {
             const int j = j0 + a * 4 * PAST_WARPS, at = j <= last ? j : 0;   // beyond: any key, without weight
             const T *from = at < n ? kv + (size_t)at * 2 * I : fresh + ((size_t)(at - n) * p.R + line[at - n]) * 2 * I;
             #pragma unroll
-            for (int c = 0; c < P; c++) piece(k[a][c], from, i8 + 8 * c, p.A), piece(v[a][c], from + I, i8 + 8 * c, p.A);
+            for (int c = 0; c < P; c++) {
+                piece(k[a][c], from, i8 + 8 * c, p.A);
+                piece(v[a][c], from + I, i8 + 8 * c, p.A);
+            }
         }
         float top = m;
         #pragma unroll
@@ -373,8 +376,9 @@ __global__ void __launch_bounds__(32 * PAST_WARPS) past_kernel(Past p) {
 
 template <typename T> static void attend_past(cudaStream_t s, const Past &p) {
     constexpr int E = 64 / sizeof(T) * 2;   // elements that 8 lanes have in one piece each
-    const auto kernel = p.A <= E ? past_kernel<T, 1> : p.A <= 2 * E ? past_kernel<T, 2> : p.A <= 3 * E ? past_kernel<T, 3>
-                      : p.A <= 4 * E ? past_kernel<T, 4> : past_kernel<T, (int)MAX_HEAD / E>;
+    const auto kernel = p.A <= E ? past_kernel<T, 1> : p.A <= 2 * E ? past_kernel<T, 2>
+                      : p.A <= 3 * E ? past_kernel<T, 3> : p.A <= 4 * E ? past_kernel<T, 4>
+                                                                        : past_kernel<T, (int)MAX_HEAD / E>;
     LAUNCH_PDL(kernel, dim3(p.H, p.rows), dim3(32 * PAST_WARPS), 0, s, p);
 }
 

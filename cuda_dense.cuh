@@ -3,6 +3,7 @@
 // In order:
 //   1. the forms for few rows, in files of their own: cuda_stream.cuh (tensor cores, bound by reading the weights) and
 //      cuda_matvec.cuh (the rest); OPT's fc2 without dead neurons (cuda_skip.cuh)
+//      and for 257 rows (cuda_tile.cuh)
 //   2. gemm_kernel: many rows, own tensor-core kernel, for int8 and int4 weights (dequantised on the way into shared
 //      memory) and for shapes that the library has no algorithm for
 //   3. lt_dense: many rows, f32 or bf16 weights, through cuBLASLt with its bias epilogues
@@ -13,6 +14,7 @@
 
 #include "cuda_matvec.cuh"
 #include "cuda_skip.cuh"
+#include "cuda_tile.cuh"
 
 // ---------------------------------------------------------------------------------------------------------
 // 2. Many rows on tensor cores: tiles of 64 rows by 64 columns, 32 deep; four warps with 32 x 32 each. The next tile is
@@ -50,7 +52,9 @@ static __device__ __forceinline__ uint4 pixels_8(const Patches &p, int t, int k)
     float f[8];
     #pragma unroll
     for (int i = 0; i < 8; i++) {
-        f[i] = k + i < C ? (from[((size_t)y * p.S + x) * 3 + ch] / 255.0f - p.norm.mean[ch]) / p.norm.std[ch] : 0;
+        const float mean = ch == 0 ? p.norm.mean[0] : ch == 1 ? p.norm.mean[1] : p.norm.mean[2];
+        const float std = ch == 0 ? p.norm.std[0] : ch == 1 ? p.norm.std[1] : p.norm.std[2];
+        f[i] = k + i < C ? (from[((size_t)y * p.S + x) * 3 + ch] / 255.0f - mean) / std : 0;
         if (++x == P) x = 0, y++;
         if (y == P) y = 0, ch = ch < 2 ? ch + 1 : 2;
     }
@@ -112,7 +116,8 @@ __global__ void __launch_bounds__(128) gemm_kernel(Dense d, Patches p) {
                 if (!IMAGES) finish<bf16>(d, t, o, y, 0);
                 else {
                     const int N = p.G * p.G, at = t % N + 1;
-                    ((float *)d.out)[((size_t)(t / N) * (N + 1) + at) * d.OC + o] = y + d.b[o] + p.pos[(size_t)at * d.OC + o];
+                    float *to = (float *)d.out + ((size_t)(t / N) * (N + 1) + at) * d.OC + o;
+                    *to = y + d.b[o] + p.pos[(size_t)at * d.OC + o];
                 }
             }
     if (IMAGES && blockIdx.y == 0)
@@ -135,8 +140,8 @@ static void gemm(cudaStream_t s, const Dense &d) {
 }
 
 // From pixels to tokens in one pass: the rows of x are normalised and gathered on their way into shared memory, and
-// bias, position and the CLS token come in with the result. Bytes: pixels read once per 64 columns (from L2), w once per
-// 64 patches, out written once; patches and their products never exist in device memory.
+// bias, position and the CLS token come in with the result. Bytes: pixels read once per 64 columns (from L2), w once
+// per 64 patches, out written once; patches and their products never exist in device memory.
 static void embed_patches(cudaStream_t s, float *out, const uint8_t *pixels, Pixels norm, const Tensor &w,
                           const float *b, const float *cls, const float *pos, int B, int S, int P) {
     // pixels (B,S,S,3), w (D,3*P*P), b and cls (D), pos (1 + G*G, D) -> out (B*(1 + G*G), D), G = S/P

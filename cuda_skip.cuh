@@ -10,8 +10,8 @@
 //
 // Bytes: 2*DL per living neuron instead of per neuron: a decoder layer of OPT is 12 DL^2 weights, 4 DL^2 of them here.
 // Against that stand a second copy of a third of the weights in memory, a second pass of partial sums (ceil(FL/SKIP_J)
-// * T * DL f32, in the L2 cache), and that no weight can be asked for before fc1 is done. Whether it pays depends on how
-// many neurons of a real checkpoint are dead and was not measured: off unless BLIP2_CUDA_SKIP=1 (blip2.cu).
+// * T * DL f32, in the L2 cache), and that no weight can be asked for before fc1 is done. Whether it pays depends on
+// how many neurons of a real checkpoint are dead and was not measured: off unless BLIP2_CUDA_SKIP=1 (blip2.cu).
 // Not here: int8 and int4 weights.
 #ifndef CUDA_SKIP_CUH
 #define CUDA_SKIP_CUH

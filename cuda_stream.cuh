@@ -143,8 +143,8 @@ template <int W> static __device__ __forceinline__ void stream_rows(bf16 *xs, co
                     unpack(x[1], load_128(d.x32 + (size_t)t * C + k + 4), 0.0f);
                     #pragma unroll
                     for (int i = 0; i < 8; i++)
-                        y[i] = ((x[i / 4][i % 4] - mean[r]) * s[r] * d.norm_w[k + i] + (d.norm_b ? d.norm_b[k + i] : 0)) *
-                               d.norm_scale;
+                        y[i] = ((x[i / 4][i % 4] - mean[r]) * s[r] * d.norm_w[k + i] +
+                                (d.norm_b ? d.norm_b[k + i] : 0)) * d.norm_scale;
                     v = pack(y);
                 }
                 bf16 *to = xs + t * ldx;

@@ -116,7 +116,7 @@ static Weight weight_of(int dtype, int OC, int C, uint32_t seed) {
     return w;
 }
 
-// form: 0 rows kernel, 1 the same with a norm in front, 2 own tensor-core kernel, 3 the library
+// form: 0 rows kernel, 1 the same with a norm in front, 2 own tensor-core kernel, 3 the library, 4 tiles of 88 rows;
 // shared_most: of the device, 0 for all there is; little of it splits columns over blocks
 template <typename T>
 static void test_dense(int dtype, int form, int rows, int OC, int C, int act, bool gated, int shared_most = 0) {
@@ -174,6 +174,11 @@ static void test_dense(int dtype, int form, int rows, int OC, int C, int act, bo
         for (int n : left) taken += n != 0;
         EXPECT(&tally, taken == 0, "%s: %d tickets were not given back", what, taken);
     } else if (form == 2) gemm(0, d);
+    else if (form == 4) {
+        EXPECT(&tally, tile_fits(d), "%s: no shape for it", what);
+        dev.sms *= 8;
+        tile_dense(0, d, dev);
+    }
     else {
         CUBLAS_CHECK(cublasLtCreate(&lt.handle));
         lt.workspace = at<void>(scratch), lt.workspace_bytes = workspace;
@@ -198,6 +203,8 @@ static void test_dense_layers(void) {
         test_dense<bf16>(dtype, 0, 29, 40, 544, ACT_NONE, !split, 64 << 10);
         test_dense<bf16>(dtype, 0, 64, 50, 176, ACT_RELU, split);
     }
+    test_dense<bf16>(DT_BF16, 4, 88, 130, 136, ACT_GELU, false);
+    test_dense<bf16>(DT_BF16, 4, 67, 24, 1096, ACT_GELU, true);   // columns split over two blocks
     test_dense<bf16>(DT_BF16, 3, 70, 40, 64, ACT_RELU, false);
     test_dense<float>(DT_F32, 3, 20, 24, 40, ACT_NONE, false);
     const int shapes[][2] = {{40, 64}, {7, 33}, {130, 160}, {65, 588}};
