@@ -29,6 +29,13 @@ CARDS = {"sm_80": Card("A100", 2.0e12, 312e12), "sm_90": Card("H100", 3.35e12, 9
 Launch = namedtuple("Launch", "kernel what count bytes operations")
 
 
+def dense_kernel(T, size):
+    """Which kernel has a dense layer of T rows: the rules of dense() in blip2.cu."""
+    tiles, library = -(-T // 88) * 88, -(-T // 128) * 128
+    return ("stream_kernel" if T <= 64 else "gemm_kernel" if size < 2 else
+            "tile_kernel" if 5 * tiles <= 4 * library else "cublasLt")
+
+
 def dense(kernel, what, count, T, OC, C, size, out=2, gated=False):
     """x (T,C), w (OC,C) -> (T,OC): weights once, x once, the result once (an f32 sum: read and written)."""
     rows = 2 * OC if gated else OC
@@ -55,17 +62,15 @@ def vit(S=224, B=1, size=2):
     G = S // v["P"]
     N, D, F, L, C = G * G + 1, v["DV"], v["FV"], v["LV"], 3 * v["P"] ** 2
     T = B * N
-    gemm = "cublasLt" if size == 2 else "gemm_kernel"
+    gemm = dense_kernel(T, size)
     return [
-        Launch("patches_kernel", "pixels to rows", 1, B * S * S * 3 + 2 * B * G * G * C, 0),
-        dense(gemm, "patch embedding", 1, B * G * G, D, C, size, out=4),
-        Launch("tokens_kernel", "CLS, positions", 1, 4 * (2 * T * D + N * D), 0),
+        Launch("gemm_kernel", f"pixels to tokens ({D},{C})", 1, B * S * S * 3 + D * C * size + 4 * (T + N) * D,
+               2 * B * G * G * D * C),
         norm("layer norms", 2 * L + 1, T, D),
         dense(gemm, "QKV", L, T, 3 * D, D, size),
         attend(f"{N} tokens, heads of 88", L, B, v["HV"], D // v["HV"], N, N),
         dense(gemm, "projection", L, T, D, D, size, out=8),
         dense(gemm, "feed-forward 1", L, T, F, D, size),
-        Launch("activate_kernel", "bias, erf GELU", L, 4 * T * F, 0),
         dense(gemm, "feed-forward 2", L, T, D, F, size, out=8),
     ]
 
@@ -74,9 +79,9 @@ def qformer(model, S=224, B=1, size=2):
     """Image tokens to the language model's rows."""
     v, N = VISION, (S // VISION["P"]) ** 2 + 1
     D, F, L, X, T, A = v["DQ"], v["FQ"], v["LQ"], v["NX"], B * v["Q"], v["DQ"] // v["HQ"]
-    gemm = "cublasLt" if size == 2 else "gemm_kernel"
+    gemm = dense_kernel(T, size)
     return [
-        dense(gemm, "all cross K, V", 1, B * N, X * 2 * D, v["DV"], size),
+        dense(dense_kernel(B * N, size), "all cross K, V", 1, B * N, X * 2 * D, v["DV"], size),
         dense(gemm, "QKV", L, T, 3 * D, D, size),
         attend("32 queries", L, B, v["HQ"], A, v["Q"], v["Q"]),
         dense(gemm, "output", L + X, T, D, D, size, out=8),
@@ -84,7 +89,6 @@ def qformer(model, S=224, B=1, size=2):
         attend(f"32 queries, {N} keys", X, B, v["HQ"], A, v["Q"], N),
         norm("norms behind the residual", 2 * L + X + 1, T, D, out=6),
         dense(gemm, "feed-forward 1", L, T, F, D, size),
-        Launch("activate_kernel", "bias, erf GELU", L, 4 * T * F, 0),
         dense(gemm, "feed-forward 2", L, T, D, F, size, out=8),
         dense(gemm, "projection", 1, T, MODELS[model]["DL"], D, size, out=4),
     ]
@@ -106,11 +110,11 @@ def prompt(model, text=8, B=1, size=2):
     m = MODELS[model]
     n, I, t5 = VISION["Q"] + text, m["HL"] * m["AL"], m["family"] == "t5"
     T, layers = B * n, m["LE"] if t5 else m["LD"]
-    gemm = "cublasLt" if size == 2 else "gemm_kernel"
+    gemm = dense_kernel(T, size)
     out = [*body(model, T, size, gemm, layers, False), norm("norms", 2 * layers, T, m["DL"]),
            attend(f"{n} tokens", layers, B, m["HL"], m["AL"], n, n)]
     if not t5:
-        return [*out, dense("rows_kernel", "norm, logits", 1, B, m["V"], m["DL"], size, out=4)]
+        return [*out, dense(dense_kernel(B, size), "norm, logits", 1, B, m["V"], m["DL"], size, out=4)]
     return [*out, dense(gemm, "cross K, V", m["LD"], T, 2 * I, m["DL"], size), *decode(model, 1, B, size, n)]
 
 
@@ -118,7 +122,7 @@ def decode(model, past=50, R=1, size=2, cross=40):
     """One token of R rows over `past` earlier ones."""
     m = MODELS[model]
     I, t5 = m["HL"] * m["AL"], m["family"] == "t5"
-    gemm = "rows_kernel"        # each pass over the weights serves eight rows
+    gemm = dense_kernel(R, size)
     out = body(model, R, size, gemm, m["LD"], t5)
     out += [attend_past(f"{past} positions", m["LD"], R, I, past)]
     out += [attend_past(f"{cross} cross positions", m["LD"], R, I, cross)] if t5 else []
