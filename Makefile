@@ -89,6 +89,7 @@ lib: $(BUILD)/libblip2.a $(BUILD)/libblip2.so
 
 blip2: $(BUILD)/blip2 FORCE
 	@cmp -s $< $@ || { cp $< $@.new && mv -f $@.new $@; }
+	@$(if $(USE_CUDA),,rm -f blip2_cuda.so $(BUILD)/blip2_cuda.so)     # one of another time would be loaded
 
 $(BUILD)/blip2: $(PROGRAM) $(BUILD)/libblip2.a
 	$(LINK)
@@ -122,7 +123,7 @@ ifneq ($(FOUND_COMPILER),)
 	@echo 'jpeg    $(if $(NO_JPEG),  left out ,$(call yes_no,$(FOUND_JPEG)))$(or $(USE_JPEG),stb_image: a little off)'
 	@echo 'webp    $(if $(NO_WEBP),  left out ,$(call yes_no,$(FOUND_WEBP)))$(if $(USE_WEBP),,no WebP images)'
 	@echo 'libedit $(if $(NO_EDIT),  left out ,$(call yes_no,$(FOUND_EDIT)))$(if $(USE_EDIT),,no line editing in --chat)'
-	@echo 'nvcc    $(if $(filter 0,$(CUDA)),  left out ,$(call yes_no,$(NVCC)))$(if $(USE_CUDA),$(or $(NVCC),CUDA=1 asks for it),no CUDA backend)'
+	@echo 'nvcc    $(if $(filter 0,$(CUDA)),  left out ,$(call yes_no,$(NVCC)))$(or $(and $(USE_CUDA),$(NVCC)),no CUDA backend)'
 endif
 	@$(if $(and $(FOUND_COMPILER),$(FOUND_ZLIB),$(FOUND_STB)),true,exit 1)
 
@@ -334,12 +335,12 @@ install: all
 	$(BUILD)/blip2 --completion bash >$(call PLACE,completions/blip2)
 	$(BUILD)/blip2 --completion zsh >$(call PLACE,_blip2)
 	$(BUILD)/blip2 --completion fish >$(call PLACE,blip2.fish)
-	if [ -e blip2_cuda.so ]; then install -D -m 755 blip2_cuda.so $(call PLACE,blip2_cuda.so); fi
+	$(if $(USE_CUDA),install -m 755 blip2_cuda.so $(call PLACE,blip2_cuda.so))
 	$(if $(wildcard demo/demo.bin),install -m 644 demo/demo.bin $(call PLACE,demo.bin))
 
 uninstall:
 	rm -f $(INSTALLED)
-	-rmdir $(dir $(call PLACE,demo.bin))
+	-rmdir $(dir $(call PLACE,demo.bin) $(call PLACE,blip2_cuda.so))
 
 clean:
 	rm -rf build blip2 blip2_cuda.so

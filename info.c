@@ -115,8 +115,8 @@ void info_text(Text *t, const blip2 *b, const char *path) {
     text_json(t, info.prompt, strlen(info.prompt));
     text_printf(t, "\nmemory, CPU     %s for activations and KV cache (--ctx %d) beside %s of mapped weights\n",
                 size_text(size, info.memory), info.ctx, size_text(more, info.file_bytes));
-    if (info.memory_cuda)
-        text_printf(t, "memory, GPU     %s, weights included\n", size_text(size, info.memory_cuda));
+    const uint64_t gpu = blip2_memory_cuda(b);
+    if (gpu) text_printf(t, "memory, GPU     %s, weights included\n", size_text(size, gpu));
     else text_printf(t, "memory, GPU     not known: this build has no CUDA backend\n");
 }
 
@@ -163,6 +163,7 @@ void info_json(Text *t, const blip2 *b, const char *path) {
                 value(b, "std_b"));
     text_printf(t, "\"memory\":{\"ctx\":%d,\"weights\":%llu,\"activations\":%llu,\"gpu\":", info.ctx,
                 (unsigned long long)weights, (unsigned long long)info.memory);
-    if (info.memory_cuda) text_printf(t, "%llu}}\n", (unsigned long long)info.memory_cuda);
+    const uint64_t gpu = blip2_memory_cuda(b);
+    if (gpu) text_printf(t, "%llu}}\n", (unsigned long long)gpu);
     else text_printf(t, "null}}\n");
 }

@@ -260,19 +260,22 @@ int blip2_encode(blip2 *b, const uint8_t *rgb, int W, int H, blip2_error *out) {
 
 void blip2_describe(const blip2 *b, blip2_info *out, size_t size) {
     const Model *m = &b->model;
-    Err e;
-    const Backend *cuda = device_cuda(&e);
     const blip2_info info = {
         .type = m->config.type, .family = m->config.family == OPT ? "opt" : "t5", .prompt = m->config.prompt,
         .S = m->config.S, .V = m->config.V, .ctx = b->ctx, .max_ctx = b->max_ctx, .tensors = m->n_tensors,
         .parameters = m->parameters, .file_bytes = m->file_bytes, .tokenizer_bytes = m->tokenizer_bytes,
         .memory = backend_cpu.bytes_needed(m, &b->lim), .device = b->device ? b->backend->name : NULL,
         .threads = b->lim.threads, .tokenizer = tokenizer_kind(b->tokenizer), .ids = tokenizer_ids(b->tokenizer),
-        .memory_cuda = cuda ? cuda->bytes_needed(m, &b->lim) : 0,
         .why_cpu = b->device && *b->why_cpu ? b->why_cpu : NULL,
     };
     memset(out, 0, size);
     memcpy(out, &info, size < sizeof info ? size : sizeof info);
+}
+
+uint64_t blip2_memory_cuda(const blip2 *b) {
+    Err e;
+    const Backend *cuda = device_cuda(&e);
+    return cuda ? cuda->bytes_needed(&b->model, &b->lim) : 0;
 }
 
 int blip2_parameter_at(const blip2 *b, int i, blip2_parameter *out) {
