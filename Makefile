@@ -3,7 +3,7 @@
 # In order: installing what is missing, what was asked for, what this machine has (dev/probe.sh), flags, rules for
 # objects and programs, tests, parity with PyTorch, demo, the rest.
 
-.PHONY: all lib deps programs test test-cuda test-cuda-sim parity fuzz fuzz_run demo list install uninstall clean help FORCE
+.PHONY: all lib deps programs test test-cuda test-cuda-sim test-cuda-bugs parity fuzz fuzz_run demo list install uninstall clean help FORCE
 .SECONDARY:
 
 ifneq ($(filter deps,$(MAKECMDGOALS)),)
@@ -213,10 +213,21 @@ $(SIM)/test_cuda.o: test/test_cuda.cu
 	$(call SAY,g++ )$(SIM_CXX) $(SIM_KERNELS) -x c++ -c -o $@ $<
 
 $(SIM)/test_cuda: $(SIM)/test_cuda.o $(SIM_OBJECTS) $(BUILD)/test/fixture.o $(PARTS)
-	$(call SAY,link)g++ -fsanitize=address,undefined -o $@ $^ $(PROGRAM_LIBS) $(LIBS)
+	$(call SAY,link)g++ -fsanitize=address,undefined -Wl,--wrap=search_step -o $@ $^ $(PROGRAM_LIBS) $(LIBS)
 
 test-cuda-sim: $(SIM)/test_sim $(SIM)/test_cuda
 	@VERBOSE=1 sh test/run.sh $(BUILD)/blip2 $(BUILD)/compare_dumps $^
+
+# The same tests against CUDA code with mistakes in it (test/cuda_sim/plant_bugs.py); BUGS='--sample 5' for a few.
+$(SIM)/bugs/test_cuda.o: $(SIM)/test_cuda.o test/cuda_sim/plant_bugs.py
+	$(call SAY,g++ )python3 test/cuda_sim/plant_bugs.py compile $(SIM) && \
+	    $(SIM_CXX) $(SIM_KERNELS) -Itest -x c++ -c -o $@ $(SIM)/bugs/test/test_cuda.cu
+
+$(SIM)/bugs/test_cuda: $(SIM)/bugs/test_cuda.o $(SIM_OBJECTS) $(BUILD)/test/fixture.o $(PARTS)
+	$(call SAY,link)g++ -fsanitize=address,undefined -Wl,--wrap=search_step -o $@ $^ $(PROGRAM_LIBS) $(LIBS)
+
+test-cuda-bugs: $(SIM)/bugs/test_cuda
+	@python3 test/cuda_sim/plant_bugs.py run $(SIM) $(BUGS)
 
 # The CUDA backend, a shared object beside the program, which loads it when it runs (device.c). It has its own copies of
 # the C files that it calls. Only with CUDA=1 until it has been tried on a card.
@@ -242,7 +253,7 @@ blip2_cuda.so: $(BUILD)/blip2_cuda.so
 
 $(BUILD)/test_cuda: test/test_cuda.cu $(CUDA_SOURCES) $(BUILD)/test/fixture.o $(PARTS)
 	$(call SAY,nvcc)$(NVCC) $(NVCC_FLAGS) -o $@ $< $(BUILD)/test/fixture.o $(PARTS) -lcublasLt \
-	    $(PROGRAM_LIBS) $(LIBS)
+	    -Xlinker --wrap=search_step $(PROGRAM_LIBS) $(LIBS)
 
 test-cuda: $(BUILD)/test_cuda
 	@VERBOSE=1 sh test/run.sh $(BUILD)/blip2 $(BUILD)/compare_dumps $^
@@ -309,7 +320,8 @@ help:
 	@echo 'make demo       a small trained model captions and answers; make deps demo does both'
 	@echo 'make test       all tests that need no Python; make programs only builds them'
 	@echo 'make test-cuda      the CUDA backend on a GPU (REQUIRE_GPU=1: a missing one is a failure)'
-	@echo 'make test-cuda-sim  the simulator that runs the CUDA code on the CPU, against planted mistakes'
+	@echo 'make test-cuda-sim  the CUDA code on the CPU, under a simulator that finds mistakes'
+	@echo 'make test-cuda-bugs  the same with mistakes planted in the code, each of which must be found'
 	@echo 'make parity     compares every stage with PyTorch (installs it into .venv, 5 GB)'
 	@echo 'make fuzz       hostile input for FUZZ_SECONDS=$(FUZZ_SECONDS) in all, under sanitizers (needs clang)'
 	@echo 'make list       what was found on this machine'
