@@ -3,7 +3,8 @@
 # In order: installing what is missing, what was asked for, what this machine has (dev/probe.sh), flags, rules for
 # objects and programs, tests, parity with PyTorch, demo, the rest.
 
-.PHONY: all lib deps programs test test-cuda test-cuda-sim test-cuda-bugs parity fuzz fuzz_run demo list install uninstall clean help FORCE
+.PHONY: all lib deps programs test test-cuda test-cuda-sim test-cuda-bugs test-cuda-sanitize \
+        parity fuzz fuzz_run demo list install uninstall clean help FORCE
 .SECONDARY:
 
 ifneq ($(filter deps,$(MAKECMDGOALS)),)
@@ -258,6 +259,13 @@ $(BUILD)/test_cuda: test/test_cuda.cu $(CUDA_SOURCES) $(BUILD)/test/fixture.o $(
 test-cuda: $(BUILD)/test_cuda
 	@VERBOSE=1 sh test/run.sh $(BUILD)/blip2 $(BUILD)/compare_dumps $^
 
+# The launchers and the smallest models (everything takes hours) under the toolkit's own checkers.
+SANITIZED := dense patches norm activate embed gather kv_store attention past fixture
+test-cuda-sanitize: $(BUILD)/test_cuda
+	compute-sanitizer --tool memcheck --leak-check full --error-exitcode 1 $< $(SANITIZED)
+	compute-sanitizer --tool racecheck --racecheck-report all --error-exitcode 1 $< $(SANITIZED)
+	compute-sanitizer --tool synccheck --error-exitcode 1 $< $(SANITIZED)
+
 # Parity: every test/parity*.py, in a virtual environment of its own (5 GB) unless PARITY_PYTHON names an interpreter
 # that has what test/requirements.txt asks for.
 
@@ -320,6 +328,7 @@ help:
 	@echo 'make demo       a small trained model captions and answers; make deps demo does both'
 	@echo 'make test       all tests that need no Python; make programs only builds them'
 	@echo 'make test-cuda      the CUDA backend on a GPU (REQUIRE_GPU=1: a missing one is a failure)'
+	@echo 'make test-cuda-sanitize  its launchers and small models under compute-sanitizer'
 	@echo 'make test-cuda-sim  the CUDA code on the CPU, under a simulator that finds mistakes'
 	@echo 'make test-cuda-bugs  the same with mistakes planted in the code, each of which must be found'
 	@echo 'make parity     compares every stage with PyTorch (installs it into .venv, 5 GB)'
