@@ -1,4 +1,4 @@
-// test/cuda_buffers.h: what the tests of the CUDA launchers share: which tests to run, numbers, weights, device buffers.
+// test/cuda_buffers.h: what the tests of the CUDA launchers share: which of them to run, numbers, weights, buffers.
 //
 // In order: the tally and the choice of tests; buffers with canaries; numbers; bounds; a weight of any dtype.
 // Not here: any test. Included once, behind blip2.cu.

@@ -142,8 +142,9 @@ static void test_embed(int dtype, int D, bool positions) {
     const OnDevice di(ids), dp(places), dw(w.bytes), dimage(image), dpos(pos);
     const Tensor tok = {dw.to<void>(), dw.to<uint8_t>() + w.scale_at, dtype, V, D};
     Buffer out = buffer_of(want.size() * 4, NULL);
-    embed(0, at<float>(out), di.to<int>(), positions ? dp.to<int>() : NULL, &tok, dimage.to<float>(),
-          positions ? dpos.to<float>() : NULL, (int)ids.size(), D);
+    for (int i = 0; i < 2; i++)   // the second may start before the first is done
+        embed(0, at<float>(out), di.to<int>(), positions ? dp.to<int>() : NULL, &tok, dimage.to<float>(),
+              positions ? dpos.to<float>() : NULL, (int)ids.size(), D);
     expect_output<float>(out, want, what);
 }
 
@@ -232,7 +233,7 @@ template <typename T> static void test_past(int A, int H, int t, bool biased) {
     p.first_of = df.to<int>(), p.n_of = dn.to<int>(), p.prompt_of = dp.to<int>(), p.line = dline.to<int>();
     p.t = dt.to<int>(), p.bias = biased ? dbias.to<float>() : NULL, p.ldb = ldb, p.ldq = ldq, p.R = ROWS;
     p.max_new = MOST, p.scale = 0.3f, p.rows = ROWS, p.H = H, p.A = A;
-    attend_past<T>(0, p);
+    for (int i = 0; i < 2; i++) attend_past<T>(0, p);
     expect_output<T>(out, want, what);
 }
 

@@ -1,7 +1,7 @@
 // test/test_cuda.cu: the CUDA backend against the CPU path: stages, tokens, and each launcher on odd shapes.
 //
-// In order: dense layers of every dtype; attention over sequences; whole models (tiny ones, fixtures of every dtype, the
-// demo): stages, tokens, two runs that must agree to the bit. Built by nvcc for a card (make test-cuda) and by g++ for
+// In order: dense layers of every dtype; attention over sequences; whole models (tiny ones, fixtures of every dtype,
+// the demo): stages, tokens, two runs that must agree to the bit. Built by nvcc for a card (make test-cuda) and by g++ for
 // the simulator (make test-cuda-sim). blip2.cu is included, so that its launchers can be called. Arguments are parts of
 // the names of the tests that are to run.
 // Not here: speed (dev/cuda/), what is chosen from given logits (test_generate.c).
@@ -22,8 +22,8 @@ extern "C" {
 // form: 0 rows kernel, 1 the same with a norm in front, 2 own tensor-core kernel, 3 the library
 template <typename T> static void test_dense(int dtype, int form, int rows, int OC, int C, int act, bool gated) {
     char what[128];
-    snprintf(what, sizeof what, "dense dtype %d, %zu-byte activations, form %d, (%d,%d) x (%d,%d)%s", dtype, sizeof(T), form,
-             rows, C, OC, C, gated ? ", gated" : "");
+    snprintf(what, sizeof what, "dense dtype %d, %zu-byte activations, form %d, (%d,%d) x (%d,%d)%s", dtype, sizeof(T),
+             form, rows, C, OC, C, gated ? ", gated" : "");
     if (!wanted(what)) return;
     const bool small = sizeof(T) == 2;
     const Weight w = weight_of(dtype, OC * (gated ? 2 : 1), C, 7 + OC);
@@ -79,7 +79,8 @@ static void test_dense_layers(void) {
             for (int dtype : {DT_F32, DT_BF16, DT_INT8, DT_INT4})
                 test_dense<bf16>(dtype, rows % 2, rows, s[0], s[1], ACT_GELU, rows == 2);
         }
-        for (int dtype : {DT_F32, DT_BF16, DT_INT8, DT_INT4}) test_dense<bf16>(dtype, 2, 70, s[0], s[1], ACT_RELU, false);
+        for (int dtype : {DT_F32, DT_BF16, DT_INT8, DT_INT4})
+            test_dense<bf16>(dtype, 2, 70, s[0], s[1], ACT_RELU, false);
     }
 }
 
@@ -193,7 +194,8 @@ static void test_stages(const Model *m, const char *model, bool f32) {
                what, i, gpu.name[i].c_str(), cpu.name[i].c_str());
         if (cpu.x[i].size() != gpu.x[i].size()) continue;
         const Diff d = diff_floats(gpu.x[i].data(), cpu.x[i].data(), cpu.x[i].size());
-        EXPECT(&tally, d.rel_l2 <= bound, "%s: %s differs by %.2e, bound %.0e", what, cpu.name[i].c_str(), d.rel_l2, bound);
+        EXPECT(&tally, d.rel_l2 <= bound, "%s: %s differs by %.2e, bound %.0e", what, cpu.name[i].c_str(), d.rel_l2,
+               bound);
         worst = fmax(worst, d.rel_l2);
         if (cpu.name[i] != "logits") continue;
         double squares = 0;
@@ -269,8 +271,8 @@ static void test_greedy(const Model *m, const char *model, bool f32, int max_new
     for (int row = 0; row < B; row++)
         for (size_t i = row; i < token[0].size(); i += B) {
             const bool same = i < token[1].size() && token[0][i] == token[1][i];
-            EXPECT(&tally, same || watched.margin[i] <= bound, "%s: row %d, token %zu is another one, although the two best"
-                   " lie %.3g apart (bound %.3g)", what, row, i / B, watched.margin[i], bound);
+            EXPECT(&tally, same || watched.margin[i] <= bound, "%s: row %d, token %zu is another one, although the two"
+                   " best lie %.3g apart (bound %.3g)", what, row, i / B, watched.margin[i], bound);
             equal += same;
             close += watched.margin[i] <= bound;
             if (!same || ended[i]) break;
@@ -333,7 +335,8 @@ static void test_tokens(const Model *m, const char *model, bool f32) {
     int same = 0, all = 0;
     for (int kind = 0; kind < 4; kind++) {   // greedy, beams, sampling, and greedy again: from the graph
         Choice how = {};
-        how.beams = kind == 1 ? 4 : 1, how.captions = kind == 1 ? 2 : kind == 2 ? 3 : 1, how.max_new = 6, how.min_new = 3;
+        how.beams = kind == 1 ? 4 : 1, how.captions = kind == 1 ? 2 : kind == 2 ? 3 : 1;
+        how.max_new = 6, how.min_new = 3;
         how.length_penalty = 1, how.repeat_penalty = kind == 1 ? 1.5 : 1, how.sample = kind == 2, how.temp = 1.3;
         how.top_p = kind == 2 ? 0.9 : 1, how.top_k = kind == 2 ? 20 : 0, how.seed = 5;
         for (int side = 0; side < 2; side++) {

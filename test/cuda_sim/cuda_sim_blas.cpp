@@ -38,7 +38,8 @@ template <> const char *name_of<Layout>() { return "not a matrix layout"; }
 template <> const char *name_of<Desc>() { return "not a matmul descriptor"; }
 template <> const char *name_of<Preference>() { return "not a matmul preference"; }
 template <class T, class Opaque> static T *known(Opaque *opaque) {
-    const uint32_t magic = std::is_same<T, Layout>::value ? IS_LAYOUT : std::is_same<T, Desc>::value ? IS_DESC : IS_PREFERENCE;
+    const uint32_t magic = std::is_same<T, Layout>::value ? IS_LAYOUT
+                         : std::is_same<T, Desc>::value ? IS_DESC : IS_PREFERENCE;
     T *x = (T *)opaque;
     if (x && x->magic == magic) return x;
     invalid(name_of<T>());
@@ -191,8 +192,8 @@ static cublasStatus_t read_problem(Problem *p, cublasLtMatmulDesc_t desc, cublas
         return refuse(CUBLAS_STATUS_NOT_SUPPORTED, "a combination of types that the library has not");
     }
     int e = p->d.epilogue & ~CUBLASLT_EPILOGUE_BIAS;
-    bool simulated = p->d.epilogue == CUBLASLT_EPILOGUE_BIAS || e == CUBLASLT_EPILOGUE_DEFAULT || e == CUBLASLT_EPILOGUE_RELU ||
-                 e == CUBLASLT_EPILOGUE_GELU;
+    bool simulated = p->d.epilogue == CUBLASLT_EPILOGUE_BIAS || e == CUBLASLT_EPILOGUE_DEFAULT ||
+                     e == CUBLASLT_EPILOGUE_RELU || e == CUBLASLT_EPILOGUE_GELU;
     if (!simulated || p->d.epilogue == (CUBLASLT_EPILOGUE_DEFAULT | CUBLASLT_EPILOGUE_BIAS)) {
         return refuse(CUBLAS_STATUS_NOT_SUPPORTED, "an epilogue that is not simulated");
     }

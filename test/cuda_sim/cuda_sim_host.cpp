@@ -30,7 +30,9 @@ size_t sim_smem_optin(int capability) { return capability >= 90 ? 227 * 1024 : 1
 extern "C" cudaError_t cudaFuncSetAttribute(const void *f, cudaFuncAttribute what, int value) {
     Guard guard(sim_lock);
     if (what == cudaFuncAttributePreferredSharedMemoryCarveout) return cudaSuccess;
-    if (what != cudaFuncAttributeMaxDynamicSharedMemorySize) return sim_refuse(cudaErrorInvalidValue, "unknown attribute");
+    if (what != cudaFuncAttributeMaxDynamicSharedMemorySize) {
+        return sim_refuse(cudaErrorInvalidValue, "unknown attribute");
+    }
     if (value < 0 || (size_t)value > sim_smem_optin(sim_capability)) {
         return sim_refuse(cudaErrorInvalidValue, "more dynamic shared memory than a block of this device can have");
     }
@@ -97,7 +99,9 @@ static bool kind_fits(void *dst, const void *src, cudaMemcpyKind kind) {
 
 static cudaError_t copy(void *dst, size_t dst_pitch, const void *src, size_t src_pitch, size_t width, size_t rows,
                         cudaMemcpyKind kind, cudaStream_t stream, bool wait) {
-    if (!kind_fits(dst, src, kind)) return sim_refuse(cudaErrorInvalidMemcpyDirection, "the pointers are of another kind");
+    if (!kind_fits(dst, src, kind)) {
+        return sim_refuse(cudaErrorInvalidMemcpyDirection, "the pointers are of another kind");
+    }
     if (!width || !rows) return cudaSuccess;
     if (dst_pitch < width || src_pitch < width) return sim_refuse(cudaErrorInvalidValue, "a pitch below the width");
     for (int i = 0; i < 2; i++) {

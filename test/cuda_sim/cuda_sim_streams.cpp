@@ -195,7 +195,8 @@ cudaError_t sim_enqueue_node(cudaStream_t stream, const Node &n) {
     }
     if (s == streams[0]) {
         for (CUstream_st *o : streams) if (o->capture && o->blocking) {
-            return sim_refuse(cudaErrorStreamCaptureImplicit, "the default stream is used while a blocking stream is captured");
+            return sim_refuse(cudaErrorStreamCaptureImplicit,
+                              "the default stream is used while a blocking stream is captured");
         }
     }
     OpPtr op = make_op(n);

@@ -6,8 +6,8 @@
 #include <string.h>
 
 enum SimWarp { SIM_SYNCWARP, SIM_SHFL, SIM_XOR, SIM_DOWN, SIM_UP, SIM_BALLOT, SIM_LDMATRIX, SIM_LDMATRIX_T, SIM_MMA };
-const char *const sim_warp_name[] = {"__syncwarp", "__shfl_sync", "__shfl_xor_sync", "__shfl_down_sync", "__shfl_up_sync",
-                                     "a vote", "ldmatrix", "ldmatrix.trans", "mma.sync"};
+const char *const sim_warp_name[] = {"__syncwarp", "__shfl_sync", "__shfl_xor_sync", "__shfl_down_sync",
+                                     "__shfl_up_sync", "a vote", "ldmatrix", "ldmatrix.trans", "mma.sync"};
 struct SimMma { float *d; const uint32_t *a, *b; };
 struct SimRow { uint32_t *r; const void *row; };
 
@@ -103,7 +103,8 @@ uint64_t sim_warp(SimWarp kind, unsigned mask, uint64_t bits, int arg, int width
     w->waiting |= 1u << lane;
     for (int l = 0; l < w->lanes; l++) {
         if ((mask >> l & 1) && w->lane[l]->state == DONE) {
-            sim_fail("warp", "%s:%d: %s with mask %08x, but lane %d has ended", file, line, sim_warp_name[kind], mask, l);
+            sim_fail("warp", "%s:%d: %s with mask %08x, but lane %d has ended", file, line, sim_warp_name[kind], mask,
+                     l);
         }
     }
     if ((w->waiting & mask) == mask) {
@@ -112,8 +113,9 @@ uint64_t sim_warp(SimWarp kind, unsigned mask, uint64_t bits, int arg, int width
             if (!(mask >> l & 1)) continue;
             Fiber *f = w->lane[l];
             if (f->kind != kind || f->mask != mask || f->site.line != line || strcmp(f->site.file, file)) {
-                sim_fail("warp", "lane %d is at %s:%d in %s with mask %08x, lane %d at %s:%d in %s with mask %08x", lane,
-                         file, line, sim_warp_name[kind], mask, l, f->site.file, f->site.line, sim_warp_name[f->kind], f->mask);
+                sim_fail("warp", "lane %d is at %s:%d in %s with mask %08x, lane %d at %s:%d in %s with mask %08x",
+                         lane, file, line, sim_warp_name[kind], mask, l, f->site.file, f->site.line,
+                         sim_warp_name[f->kind], f->mask);
             }
             ballot |= (unsigned)(f->bits & 1) << l;
             f->result = 0;

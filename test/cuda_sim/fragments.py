@@ -109,7 +109,8 @@ def main():
         print("0 passed, 0 failed, 1 skipped")
         return 0
     got = {}
-    for line in subprocess.run([program, "--fragments"], stdout=subprocess.PIPE, text=True, check=True).stdout.split("\n"):
+    printed = subprocess.run([program, "--fragments"], stdout=subprocess.PIPE, text=True, check=True).stdout
+    for line in printed.split("\n"):
         if line:
             name, *numbers = line.split()
             lane, value, row, column = map(int, numbers)

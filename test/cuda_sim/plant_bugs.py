@@ -3,7 +3,7 @@
 
     python3 test/cuda_sim/plant_bugs.py compile BUILD     writes BUILD/bugs/: the sources with every mistake in them,
                                                           each behind `planted(N)`, so that one compilation does for all
-    python3 test/cuda_sim/plant_bugs.py run BUILD [NAME...] [--sample N]   runs BUILD/bugs/test_cuda once per mistake
+    python3 test/cuda_sim/plant_bugs.py run BUILD [NAME...] [--sample N] [--jobs N]    runs BUILD/bugs/test_cuda for each
     python3 test/cuda_sim/plant_bugs.py table             the list as a table for doc/cuda-sim.md
 
 `make test-cuda-bugs` does the first two. A mistake is a change of text in blip2.cu or cuda_*.cuh: a pattern that is not
@@ -15,6 +15,7 @@ matter of the drawn order, so up to SEEDS seeds are tried; which one found it is
 Not here: mistakes in how the simulator is used (test_sim.cpp).
 """
 
+import concurrent.futures
 import os
 import re
 import subprocess
@@ -82,7 +83,7 @@ BUGS = [
     ("the next turn overwrites partial sums that are still read", RACE,
      "dense dtype 1, 2-byte activations, form 0, (8,160)",
      (DENSE, "o0 += gridDim.x * slots, turn ^= 1)", "o0 += gridDim.x * slots, turn ^= !PLANTED)")),
-    ("a prefetch behind the end of the weights", r"prefetch of", "dense dtype 1, 2-byte activations, form 0, (8,160)",
+    ("a prefetch behind the end of the weights", r"prefetch of", "dense dtype 1, 2-byte activations, form 0, (8,64)",
      (DENSE, "if (at < bytes) prefetch_l2(", "if (at < bytes || PLANTED) prefetch_l2(")),
     ("the scale of another row", WRONG, "dense dtype 2, 2-byte activations, form 0, (8,64)",
      (DENSE, "y *= ((const float *)d.w.scale)[o];", "y *= ((const float *)d.w.scale)[PLANTED ? o / 2 : o];")),
@@ -134,10 +135,10 @@ BUGS = [
      (BACKEND, "if (i >= (size_t)made) CUDA_CHECK(cudaEventSynchronize", "if (i >= (size_t)made && !PLANTED) CUDA_CHECK(cudaEventSynchronize")),
     ("a copy in another stream", RACE, FIXTURE_F32 + ": tokens",
      (BACKEND, "cudaMemcpyDeviceToDevice, r->s));", "cudaMemcpyDeviceToDevice, PLANTED ? 0 : r->s));")),
-    ("logits are looked at before they have come", WRONG, FIXTURE_F32 + ": tokens",
+    ("logits are looked at before they have come", RACE + "|" + WRONG, FIXTURE_F32 + ": tokens",
      (BACKEND, "    CUDA_CHECK(cudaStreamSynchronize(r->s));\n    if (!search_step(",
       "    if (!PLANTED) CUDA_CHECK(cudaStreamSynchronize(r->s));\n    if (!search_step(")),
-    ("a beam keeps its own past when it should take its parent's", WRONG, TINY + ": tokens",
+    ("a beam keeps its own past when it should take its parent's", WRONG, FIXTURE_F32 + ": tokens",
      (BACKEND, "R + parent[row]) * max_new;", "R + (PLANTED ? row : parent[row])) * max_new;")),
     ("keys and values go into the slot of the token before", WRONG, FIXTURE_F32 + ": tokens",
      (BACKEND, "slot[row] = t * R + row;", "slot[row] = (PLANTED && t ? t - 1 : t) * R + row;")),
@@ -194,47 +195,49 @@ def lines_of(report):
     return [x for x in report.splitlines() if x.startswith(("cuda_sim", "FAIL")) or "error" in x][:3] or ["nothing"]
 
 
-def run(program, names, sample):
-    """Runs the program without mistakes, then with each; returns the exit code."""
-    picked = [b for b in enumerate(BUGS, 1) if not names or any(n in b[1][0] for n in names)]
+def try_bug(program, number):
+    """(was it found, lines to print)"""
+    name, wanted, test, *_ = BUGS[number - 1]
+    for seed in range(1, SEEDS + 1):
+        code, report = attempt(program, number, [test], seed)
+        if code:
+            break
+    line = next((x for x in report.splitlines() if re.search(wanted, x)), None)
+    if code not in (0, 124) and line:
+        return True, f"found  {name} (seed {seed}): {line[:150]}"
+    return False, "\n  ".join([f"FAIL {name}: exit code {code}, no /{wanted}/ in:", *lines_of(report)])
+
+
+def run(program, names, sample, jobs):
+    """Runs the program with each mistake, then without any; returns the exit code."""
+    picked = [n for n, b in enumerate(BUGS, 1) if not names or any(x in b[0] for x in names)]
     if sample:
         picked = picked[::max(1, len(picked) // sample)][:sample]
-    passed = failed = 0
-    tests = sorted({b[2] for _, b in picked})
-    code, report = attempt(program, 0, tests, 1)
+    passed = 0
+    with concurrent.futures.ThreadPoolExecutor(jobs) as pool:
+        for found, text in pool.map(lambda number: try_bug(program, number), picked):
+            passed += found
+            print(text, flush=True)
+    code, report = attempt(program, 0, sorted({BUGS[n - 1][2] for n in picked}), 1)
+    passed += code == 0
     if code:
-        failed += 1
-        print("FAIL without any mistake:", *lines_of(report), sep="\n  ", flush=True)
-    else:
-        passed += 1
-    for number, (name, wanted, test, *_) in picked:
-        for seed in range(1, SEEDS + 1):
-            code, report = attempt(program, number, [test], seed)
-            if code:
-                break
-        why = re.search(wanted, report)
-        if code not in (0, 124) and why:
-            passed += 1
-            line = next(x for x in report.splitlines() if re.search(wanted, x))
-            print(f"found  {name} (seed {seed}): {line[:150]}", flush=True)
-        else:
-            failed += 1
-            print(f"FAIL {name}: exit code {code}, no /{wanted}/ in:", *lines_of(report), sep="\n  ", flush=True)
-    print(f"{passed} passed, {failed} failed, 0 skipped")
-    return failed > 0
+        print("FAIL without any mistake:", *lines_of(report), sep="\n  ")
+    print(f"{passed} passed, {len(picked) + 1 - passed} failed, 0 skipped")
+    return passed != len(picked) + 1
 
 
 def main():
     args = sys.argv[1:]
-    sample = 0
-    if "--sample" in args:
-        at = args.index("--sample")
-        sample = int(args[at + 1])
-        del args[at:at + 2]
+    options = {"--sample": 0, "--jobs": 1}
+    for option in options:
+        if option in args:
+            at = args.index(option)
+            options[option] = int(args[at + 1])
+            del args[at:at + 2]
     if args[:1] == ["compile"] and len(args) == 2:
         plant(f"{args[1]}/bugs")
     elif args[:1] == ["run"] and len(args) >= 2:
-        sys.exit(run(f"{args[1]}/bugs/test_cuda", args[2:], sample))
+        sys.exit(run(f"{args[1]}/bugs/test_cuda", args[2:], options["--sample"], options["--jobs"]))
     elif args == ["table"]:
         print("| planted | found as |\n|---|---|")
         for name, wanted, *_ in BUGS:

@@ -1,4 +1,4 @@
-// test/cuda_sim/sim_fibers.h: threads, warps and blocks of the running kernel, for the scheduler and the warp primitives.
+// test/cuda_sim/sim_fibers.h: threads, warps and blocks of the running kernel, for the scheduler and cuda_sim_warp.cpp.
 //
 // In order: the structures, what the scheduler offers. Not for code under test.
 #ifndef SIM_FIBERS_H

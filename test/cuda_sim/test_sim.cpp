@@ -289,8 +289,9 @@ template <int WRONG> static void run_multiply() {
 }
 
 // What --fragments prints for fragments.py, which compares it with CUTLASS: operand, lane, value, row, column. A (M,K),
-// B (N,K) and C (M,N) of mma; which lane's row and which element of it ldmatrix (L) and its transposed form (T) deliver.
-int sim_a_row(int l, int r), sim_a_column(int l, int r, int half), sim_b_row(int l, int r, int half), sim_b_column(int l);
+// B (N,K), C (M,N) of mma; which lane's row and which element of it ldmatrix (L) and its transposed form (T) deliver.
+int sim_a_row(int l, int r), sim_a_column(int l, int r, int half);
+int sim_b_row(int l, int r, int half), sim_b_column(int l);
 int sim_d_row(int l, int i), sim_d_column(int l, int i);
 
 __global__ void load_fragments(u32 *out) {
