@@ -217,7 +217,8 @@ $(SIM)/test_cuda: $(SIM)/test_cuda.o $(SIM_OBJECTS) $(BUILD)/test/fixture.o $(PA
 	$(call SAY,link)g++ -fsanitize=address,undefined -Wl,--wrap=search_step -o $@ $^ $(PROGRAM_LIBS) $(LIBS)
 
 test-cuda-sim: $(SIM)/test_sim $(SIM)/test_cuda
-	@VERBOSE=1 sh test/run.sh $(BUILD)/blip2 $(BUILD)/compare_dumps $^
+	@VERBOSE=1 TEST_SIM=$< TEST_CUDA=$(SIM)/test_cuda sh test/run.sh $(BUILD)/blip2 $(BUILD)/compare_dumps $^ \
+	    test/cuda_sim/other_orders.sh test/cuda_sim/fragments.py
 
 # The same tests against CUDA code with mistakes in it (test/cuda_sim/plant_bugs.py); BUGS='--sample 5' for a few.
 $(SIM)/bugs/test_cuda.o: $(SIM)/test_cuda.o test/cuda_sim/plant_bugs.py

@@ -130,8 +130,9 @@ class Truth:
 
     @torch.no_grad()
     def margins(self, pixels, prompt_ids, max_new):
-        """Greedy tokens for pixels (3,S,S), and before each how far its two best candidates lay apart, over the root mean
-        square of the logits."""
+        """Greedy tokens for pixels (3,S,S), and how far the two best candidates for each lay apart, over the root mean
+        square of the logits.
+        """
         out = self.model.generate(**self.inputs(pixels[None], prompt_ids), num_beams=1, do_sample=False,
                                   max_new_tokens=max_new, return_dict_in_generate=True, output_logits=True)
         best = [torch.topk(x[0].float(), 2).values for x in out.logits]

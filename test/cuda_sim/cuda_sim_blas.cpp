@@ -178,7 +178,9 @@ static cublasStatus_t read_problem(Problem *p, cublasLtMatmulDesc_t desc, cublas
         if (l->batches > 1 && l->stride == 0 && l == given[3]) return invalid("batches of D at the same place");
     }
     bool ta = p->d.transa == CUBLAS_OP_T, tb = p->d.transb == CUBLAS_OP_T;
-    if ((!ta && p->d.transa != CUBLAS_OP_N) || (!tb && p->d.transb != CUBLAS_OP_N)) return invalid("an unknown transpose");
+    if ((!ta && p->d.transa != CUBLAS_OP_N) || (!tb && p->d.transb != CUBLAS_OP_N)) {
+        return invalid("an unknown transpose");
+    }
     p->m = ta ? p->a.cols : p->a.rows;
     p->k = ta ? p->a.rows : p->a.cols;
     p->n = tb ? p->b.rows : p->b.cols;
@@ -259,7 +261,8 @@ static void put(void *base, int type, size_t i, float x) {
     if (type != CUDA_R_16BF) sim_fail("cublasLt", "f16 results are not simulated");
     uint32_t u;
     memcpy(&u, &x, 4);
-    ((uint16_t *)base)[i] = (u & 0x7FFFFFFFu) > 0x7F800000u ? 0x7FFFu : (uint16_t)((u + 0x7FFFu + (u >> 16 & 1u)) >> 16);
+    const bool nan = (u & 0x7FFFFFFFu) > 0x7F800000u;
+    ((uint16_t *)base)[i] = nan ? 0x7FFFu : (uint16_t)((u + 0x7FFFu + (u >> 16 & 1u)) >> 16);
 }
 
 static void touch_matrix(const Layout &l, const void *base, int batch, int flags) {
@@ -279,10 +282,12 @@ static void multiply(const Problem &p, float alpha, float beta, const void *a, c
         size_t oa = (size_t)batch * (size_t)p.a.stride, ob = (size_t)batch * (size_t)p.b.stride;
         size_t oc = (size_t)batch * (size_t)p.c.stride, od = (size_t)batch * (size_t)p.out.stride;
         for (uint64_t i = 0; i < p.m; i++) for (uint64_t k = 0; k < p.k; k++) {
-            x[i * p.k + k] = get(a, p.a.type, oa + (p.d.transa == CUBLAS_OP_T ? i * (size_t)p.a.ld + k : k * (size_t)p.a.ld + i));
+            const size_t ld = (size_t)p.a.ld, at = p.d.transa == CUBLAS_OP_T ? i * ld + k : k * ld + i;
+            x[i * p.k + k] = get(a, p.a.type, oa + at);
         }
         for (uint64_t j = 0; j < p.n; j++) for (uint64_t k = 0; k < p.k; k++) {
-            y[j * p.k + k] = get(b, p.b.type, ob + (p.d.transb == CUBLAS_OP_T ? k * (size_t)p.b.ld + j : j * (size_t)p.b.ld + k));
+            const size_t ld = (size_t)p.b.ld, at = p.d.transb == CUBLAS_OP_T ? k * ld + j : j * ld + k;
+            y[j * p.k + k] = get(b, p.b.type, ob + at);
         }
         for (uint64_t j = 0; j < p.n; j++) for (uint64_t i = 0; i < p.m; i++) {
             const float *u = &x[i * p.k], *v = &y[j * p.k];
@@ -303,7 +308,9 @@ static void multiply(const Problem &p, float alpha, float beta, const void *a, c
             if (p.d.epilogue & CUBLASLT_EPILOGUE_BIAS) s += get(bias, p.d.bias_type, i);
             if (p.d.epilogue & CUBLASLT_EPILOGUE_RELU) s = s > 0 ? s : 0;
             // the tanh form, which is what the library is known for
-            if (p.d.epilogue & CUBLASLT_EPILOGUE_GELU) s = 0.5f * s * (1 + tanhf(0.7978845608f * (s + 0.044715f * s * s * s)));
+            if (p.d.epilogue & CUBLASLT_EPILOGUE_GELU) {
+                s = 0.5f * s * (1 + tanhf(0.7978845608f * (s + 0.044715f * s * s * s)));
+            }
             put(d, p.out.type, od + j * (size_t)p.out.ld + i, s);
         }
     }
@@ -339,14 +346,20 @@ extern "C" cublasStatus_t cublasLtMatmul(
         memcpy(&x, algo, sizeof x);
         if (x.magic != IS_ALGO) return invalid("not an algorithm of the heuristic");
         if (x.problem != fingerprint(p)) return invalid("the algorithm was chosen for another problem");
-        for (int i = 0; i < 4; i++) if (at[i] && (uintptr_t)at[i] % x.align[i]) return invalid("a matrix is less aligned "
-                                                                                      "than the heuristic was told");
+        for (int i = 0; i < 4; i++) {
+            const bool aligned = !at[i] || (uintptr_t)at[i] % x.align[i] == 0;
+            if (!aligned) return invalid("a matrix is less aligned than the heuristic was told");
+        }
         need = x.workspace;
     }
     const Layout *all[4] = {&p.a, &p.b, &p.c, &p.out};
-    for (int i = 0; i < 4; i++) if (at[i] && (uintptr_t)at[i] % bytes_of(all[i]->type)) return invalid("a misaligned matrix");
+    for (int i = 0; i < 4; i++) {
+        if (at[i] && (uintptr_t)at[i] % bytes_of(all[i]->type)) return invalid("a misaligned matrix");
+    }
     if (workspace_bytes < need) return invalid("the workspace is smaller than the algorithm needs");
-    if (workspace_bytes && (sim_region(workspace) != R_DEVICE || (uintptr_t)workspace % 16)) return invalid("workspace");
+    if (workspace_bytes && (sim_region(workspace) != R_DEVICE || (uintptr_t)workspace % 16)) {
+        return invalid("a workspace that is not in device memory, or misaligned");
+    }
     cudaError_t e = sim_enqueue_work(stream, "cublasLtMatmul", [=] {
         if (need) {     // what was there is gone, and whoever else uses it at the same time is caught
             sim_access((uintptr_t)workspace, need, A_WRITE);

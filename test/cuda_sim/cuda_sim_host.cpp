@@ -164,7 +164,9 @@ extern "C" cudaError_t cudaMemsetAsync(void *p, int value, size_t n, cudaStream_
     Guard guard(sim_lock);
     if (!n) return cudaSuccess;
     if (sim_region(p) == R_OTHER) return sim_refuse(cudaErrorInvalidValue, "cudaMemset of ordinary host memory");
-    if (!sim_inside(p, n, NULL)) sim_fail("out of bounds", "fill of %zu bytes at %s", n, sim_describe((uintptr_t)p).c_str());
+    if (!sim_inside(p, n, NULL)) {
+        sim_fail("out of bounds", "fill of %zu bytes at %s", n, sim_describe((uintptr_t)p).c_str());
+    }
     return sim_enqueue_node(stream, Node{nullptr, [=] {
         sim_access((uintptr_t)p, n, A_WRITE);
         memset(p, value, n);

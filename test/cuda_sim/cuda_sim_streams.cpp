@@ -28,7 +28,8 @@ cudaError_t sim_refuse(cudaError_t code, const char *why) {
 extern "C" cudaError_t cudaGetLastError() { cudaError_t e = last_error; last_error = cudaSuccess; return e; }
 extern "C" cudaError_t cudaPeekAtLastError() { return last_error; }
 
-#define ERRORS(X) X(cudaSuccess) X(cudaErrorInvalidValue) X(cudaErrorMemoryAllocation) X(cudaErrorInvalidConfiguration) \
+#define ERRORS(X) \
+    X(cudaSuccess) X(cudaErrorInvalidValue) X(cudaErrorMemoryAllocation) X(cudaErrorInvalidConfiguration) \
     X(cudaErrorInvalidDevice) X(cudaErrorNoDevice) X(cudaErrorNotReady) X(cudaErrorInvalidResourceHandle) \
     X(cudaErrorStreamCaptureUnsupported) X(cudaErrorStreamCaptureUnjoined) X(cudaErrorStreamCaptureIsolation) \
     X(cudaErrorStreamCaptureImplicit) X(cudaErrorInvalidMemcpyDirection) X(cudaErrorInsufficientDriver) \
@@ -164,7 +165,9 @@ void sim_init() {
 static CUstream_st *stream_of(cudaStream_t s) {
     sim_init();
     if (s == NULL || s == cudaStreamLegacy) return streams[0];
-    if (std::find(streams.begin(), streams.end(), s) == streams.end()) sim_fail("handle", "unknown stream %p", (void *)s);
+    if (std::find(streams.begin(), streams.end(), s) == streams.end()) {
+        sim_fail("handle", "unknown stream %p", (void *)s);
+    }
     return s;
 }
 

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Compares the simulator's mma.sync and ldmatrix, element by element, with the layout tables in CUTLASS's headers.
 
-    python3 test/cuda_sim/fragments.py [PATH OF test_sim]
+    [TEST_SIM=build/cuda_sim/test_sim] python3 test/cuda_sim/fragments.py
 
 The tables are the Layout types of cute/atom/mma_traits_sm80.hpp and copy_traits_sm75.hpp, read out of the header files:
 Layout<Shape, Stride> maps (thread, value) to a place in a column-major tile (mma) or to a bit (ldmatrix). The headers
@@ -102,7 +102,7 @@ def expected():
 
 
 def main():
-    program = sys.argv[1] if len(sys.argv) > 1 else "build/cuda_sim/test_sim"
+    program = os.environ.get("TEST_SIM", "build/cuda_sim/test_sim")
     want = expected()
     if want is None:
         print("SKIP CUTLASS's headers are not here: see test/requirements-cuda.txt", file=sys.stderr)

@@ -104,7 +104,9 @@ template <int WRONG> static void run_dense() {
     CUBLAS_CHECK(cublasLtMatmulDescCreate(&desc, CUBLAS_COMPUTE_32F, CUDA_R_32F));
     cublasOperation_t trans = CUBLAS_OP_T;
     cublasLtEpilogue_t epilogue = WRONG == 4 ? CUBLASLT_EPILOGUE_GELU_AUX_BIAS : CUBLASLT_EPILOGUE_BIAS;
-    if (WRONG != 5) CUBLAS_CHECK(cublasLtMatmulDescSetAttribute(desc, CUBLASLT_MATMUL_DESC_TRANSA, &trans, sizeof trans));
+    if (WRONG != 5) {
+        CUBLAS_CHECK(cublasLtMatmulDescSetAttribute(desc, CUBLASLT_MATMUL_DESC_TRANSA, &trans, sizeof trans));
+    }
     CUBLAS_CHECK(cublasLtMatmulDescSetAttribute(desc, CUBLASLT_MATMUL_DESC_EPILOGUE, &epilogue, sizeof epilogue));
     CUBLAS_CHECK(cublasLtMatmulDescSetAttribute(desc, CUBLASLT_MATMUL_DESC_BIAS_POINTER, &db, sizeof db));
     CUBLAS_CHECK(cublasLtMatrixLayoutCreate(&lw, CUDA_R_32F, C, OC, WRONG == 1 ? C - 1 : WRONG == 6 ? C + 1 : C));
@@ -119,7 +121,8 @@ template <int WRONG> static void run_dense() {
     float one = 1, zero = 0;
     do CUBLAS_CHECK(cublasLtMatmulAlgoGetHeuristic(handle, desc, lw, lx, ly, ly, pref, 1, &best, &found));
     while (WRONG == 3 && !best.workspaceSize);
-    CUBLAS_CHECK(cublasLtMatmul(handle, desc, &one, dw, lw, dx + shift, lx, &zero, dy, ly, dy, ly, &best.algo, NULL, 0, 0));
+    CUBLAS_CHECK(cublasLtMatmul(handle, desc, &one, dw, lw, dx + shift, lx, &zero, dy, ly, dy, ly, &best.algo, NULL, 0,
+                                0));
     fetch(y, dy, T * OC);
     for (int t = 0; t < T; t++) for (int o = 0; o < OC; o++) {
         float want = bias[o];

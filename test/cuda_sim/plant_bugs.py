@@ -3,7 +3,7 @@
 
     python3 test/cuda_sim/plant_bugs.py compile BUILD     writes BUILD/bugs/: the sources with every mistake in them,
                                                           each behind `planted(N)`, so that one compilation does for all
-    python3 test/cuda_sim/plant_bugs.py run BUILD [NAME...] [--sample N] [--jobs N]    runs BUILD/bugs/test_cuda for each
+    python3 test/cuda_sim/plant_bugs.py run BUILD [NAME...] [--sample N] [--jobs N]   runs BUILD/bugs/test_cuda for each
     python3 test/cuda_sim/plant_bugs.py table             the list as a table for doc/cuda-sim.md
 
 `make test-cuda-bugs` does the first two. A mistake is a change of text in blip2.cu or cuda_*.cuh: a pattern that is not
@@ -29,6 +29,10 @@ FIXTURE_F32, FIXTURE_BF16 = "fixture of family 1, dtype 0", "fixture of family 1
 TINY = "test/data/tiny_opt.bin"
 WRONG = r"bound \d|other tokens|another one"          # a result that differs
 RACE, BOUNDS = r"cuda_sim: race", r"cuda_sim: out of bounds"
+# how the table words them
+PLAIN = [(WRONG, "a result that differs"), (r"bound \d", "a result that differs"), (r" \(1056", " size"),
+         (r", \d+ are", " ... are"), (r"(race|cp\.async)", "race|cp.async"), (r"(race|pdl)", "race|pdl"),
+         (r"(warp|deadlock)", "warp|deadlock")]
 
 # name, what must be reported, tests, edits: (file, old, new)...
 BUGS = [
@@ -58,7 +62,8 @@ BUGS = [
       "if (!PLANTED || i0 + 8 * r < Tq) top[r] = fmaxf(top[r], __shfl_xor_sync(0xFFFFFFFFu, top[r], 1));")),
     ("no opt-in to more than 48 KiB of shared memory", r"dynamic shared memory, \d+ are allowed",
      "attention, 2 bytes, heads of 88",
-     (ATTENTION, "    CUDA_CHECK(cudaFuncSetAttribute((const void *)kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,\n"
+     (ATTENTION,
+      "    CUDA_CHECK(cudaFuncSetAttribute((const void *)kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,\n"
       "                                    (int)attention_shared<AP>()));",
       "    if (!PLANTED)\n"
       "        CUDA_CHECK(cudaFuncSetAttribute((const void *)kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,\n"
@@ -66,7 +71,8 @@ BUGS = [
     ("a stale row of the KV cache: the row's own instead of its ancestor's", WRONG, "past bf16, heads of 80",
      (ATTENTION, "p.R + line[j - n]) * 2 * I", "p.R + (PLANTED ? row : line[j - n])) * 2 * I")),
     ("the new token is left out of attention", WRONG, "past bf16, heads of 80",
-     (ATTENTION, "for (int j = warp; j <= last; j += PAST_WARPS)", "for (int j = warp; j <= last - PLANTED; j += PAST_WARPS)")),
+     (ATTENTION, "for (int j = warp; j <= last; j += PAST_WARPS)",
+      "for (int j = warp; j <= last - PLANTED; j += PAST_WARPS)")),
     ("no barrier before the warps' parts are added", RACE, "past bf16, heads of 80",
      (ATTENTION, "    __syncthreads();\n    float m = -INFINITY, l = 0;",
       "    if (!PLANTED) __syncthreads();\n    float m = -INFINITY, l = 0;")),
@@ -91,7 +97,8 @@ BUGS = [
      (DENSE, "const float scale = f16_to_f32(((const f16 *)w.scale)[group]);",
       "const float scale = f16_to_f32(((const f16 *)w.scale)[PLANTED ? group / 2 : group]);")),
     ("int4: the nibbles of a byte are swapped", WRONG, "dense dtype 3, 2-byte activations, form 2, (70,160)",
-     (DENSE, "((int)((j < 16 ? byte : byte >> 4) & 15) - 8)", "((int)(((j < 16) != PLANTED ? byte : byte >> 4) & 15) - 8)")),
+     (DENSE, "((int)((j < 16 ? byte : byte >> 4) & 15) - 8)",
+      "((int)(((j < 16) != PLANTED ? byte : byte >> 4) & 15) - 8)")),
     ("no barrier between the tiles of a multiply", RACE, "dense dtype 1, 2-byte activations, form 2, (70,160)",
      (DENSE, "xv[i]);\n                store_128(&ws[(step + 1) & 1][row + 32 * i][col], wv[i]);\n            }\n"
       "        __syncthreads();",
@@ -99,7 +106,8 @@ BUGS = [
       "        if (!PLANTED) __syncthreads();")),
     ("a multiply writes one column too many", r"cuda_sim: race|beside the output|bound \d",
      "dense dtype 2, 2-byte activations, form 2, (70,33)",
-     (DENSE, "if (t < d.T && o < d.OC)\n                    finish", "if (t < d.T && o < d.OC + PLANTED)\n                    finish")),
+     (DENSE, "if (t < d.T && o < d.OC)\n                    finish",
+      "if (t < d.T && o < d.OC + PLANTED)\n                    finish")),
     ("a wrong leading dimension", r"cuda_sim: out of bounds|bound \d", FIXTURE_F32 + ": stages",
      (DENSE, "cublasLtMatrixLayoutCreate(&p.x, in, (uint64_t)p.C, (uint64_t)p.T, p.C)",
       "cublasLtMatrixLayoutCreate(&p.x, in, (uint64_t)p.C, (uint64_t)p.T, p.C + 8 * PLANTED)")),
@@ -107,16 +115,19 @@ BUGS = [
      (DENSE, "cublasLtMatrixLayoutCreate(&p.out, out, (uint64_t)p.OC, (uint64_t)p.T, p.OC)",
       "cublasLtMatrixLayoutCreate(&p.out, out, (uint64_t)p.OC, (uint64_t)p.T, p.OC - PLANTED)")),
     ("the f32 bias is given to a bf16 epilogue", r"bound \d|misaligned", FIXTURE_BF16 + ": stages",
-     (DENSE, "    if (bias)\n        CUBLAS_CHECK(", "    if (bias && PLANTED) bias = d.b;\n    if (bias)\n        CUBLAS_CHECK(")),
+     (DENSE, "    if (bias)\n        CUBLAS_CHECK(",
+      "    if (bias && PLANTED) bias = d.b;\n    if (bias)\n        CUBLAS_CHECK(")),
     ("a kept plan keeps the bias of the first layer that used it", WRONG, TINY + ": stages",
-     (DENSE, "    if (!p) {\n        p = &lt->plans[", "    const bool made = !p;\n    if (!p) {\n        p = &lt->plans["),
+     (DENSE, "    if (!p) {\n        p = &lt->plans[",
+      "    const bool made = !p;\n    if (!p) {\n        p = &lt->plans["),
      (DENSE, "CUBLAS_CHECK(cublasLtMatmulDescSetAttribute(p->op, CUBLASLT_MATMUL_DESC_BIAS_POINTER",
       "if (made || !PLANTED) CUBLAS_CHECK(cublasLtMatmulDescSetAttribute(p->op, CUBLASLT_MATMUL_DESC_BIAS_POINTER")),
     ("the library gets no workspace", r"workspace is smaller", FIXTURE_F32 + ": tokens",
      (DENSE, "&p->algo, lt->workspace, lt->workspace_bytes, s)",
       "&p->algo, lt->workspace, PLANTED ? 0 : lt->workspace_bytes, s)")),
     ("too many threads in a block", r"block \(1056", "norm bf16 (5,130)",
-     (LAYERS, "dim3(ceil_div(rows, 4)), dim3(128), 0, s, out, out32", "dim3(ceil_div(rows, 4)), dim3(PLANTED ? 1056 : 128), 0, s, out, out32")),
+     (LAYERS, "dim3(ceil_div(rows, 4)), dim3(128), 0, s, out, out32",
+      "dim3(ceil_div(rows, 4)), dim3(PLANTED ? 1056 : 128), 0, s, out, out32")),
     ("rows behind the last one are normed", BOUNDS + r"|beside the output|cuda_sim: race", "norm bf16 (5,130)",
      (LAYERS, "    if (row >= rows) return;", "    if (row >= rows + 2 * PLANTED) return;")),
     ("no pdl_wait", r"cuda_sim: (race|pdl)", "embed dtype 1, width 33",
@@ -127,12 +138,14 @@ BUGS = [
     ("the row behind the last one is gathered", r"bound \d|cuda_sim: out of bounds", "gather, width 37",
      (LAYERS, "x[(size_t)rows[blockIdx.x] * D + i]", "x[(size_t)(rows[blockIdx.x] + PLANTED) * D + i]")),
     ("the gate is read from the next row", WRONG, "activate bf16 1 (3,40), gated",
-     (LAYERS, "if (gated) unpack(g, *(const uint4 *)(a + F), T());", "if (gated) unpack(g, *(const uint4 *)(a + (PLANTED ? 0 : F)), T());")),
+     (LAYERS, "if (gated) unpack(g, *(const uint4 *)(a + F), T());",
+      "if (gated) unpack(g, *(const uint4 *)(a + (PLANTED ? 0 : F)), T());")),
     ("a host pointer in a kernel", r"cuda_sim: host memory", FIXTURE_BF16 + ": stages",
      (BACKEND, "r->bias16 + at, r->bias[i].b, n);",
       "r->bias16 + at, PLANTED ? r->m->vit_block[0].qkv_b : r->bias[i].b, n);")),
     ("the upload does not wait before it fills a buffer again", RACE, FIXTURE_F32 + ": stages",
-     (BACKEND, "if (i >= (size_t)made) CUDA_CHECK(cudaEventSynchronize", "if (i >= (size_t)made && !PLANTED) CUDA_CHECK(cudaEventSynchronize")),
+     (BACKEND, "if (i >= (size_t)made) CUDA_CHECK(cudaEventSynchronize",
+      "if (i >= (size_t)made && !PLANTED) CUDA_CHECK(cudaEventSynchronize")),
     ("a copy in another stream", RACE, FIXTURE_F32 + ": tokens",
      (BACKEND, "cudaMemcpyDeviceToDevice, r->s));", "cudaMemcpyDeviceToDevice, PLANTED ? 0 : r->s));")),
     ("logits are looked at before they have come", RACE + "|" + WRONG, FIXTURE_F32 + ": tokens",
@@ -148,7 +161,8 @@ BUGS = [
      (BACKEND, "take(a, &r->logits,     most(B, R), c->V, 1, F);",
       "take(a, &r->logits,     PLANTED ? B : most(B, R), c->V, 1, F);")),
     ("a buffer is not freed", r"allocations were not freed", FIXTURE_F32 + ": stages",
-     (BACKEND, "for (int i = 0; i < r->n_owned; i++) CUDA_CHECK(cudaFree", "for (int i = 0; i < r->n_owned - PLANTED; i++) CUDA_CHECK(cudaFree")),
+     (BACKEND, "for (int i = 0; i < r->n_owned; i++) CUDA_CHECK(cudaFree",
+      "for (int i = 0; i < r->n_owned - PLANTED; i++) CUDA_CHECK(cudaFree")),
 ]
 
 
@@ -241,7 +255,9 @@ def main():
     elif args == ["table"]:
         print("| planted | found as |\n|---|---|")
         for name, wanted, *_ in BUGS:
-            print(f"| {name} | {wanted.replace('|', ' or ')} |")
+            for pattern, words in (*PLAIN, ("|", " or "), ("\\", ""), ("cuda_sim: ", "")):
+                wanted = wanted.replace(pattern, words)
+            print(f"| {name} | {wanted} |")
     else:
         sys.exit(__doc__)
 
