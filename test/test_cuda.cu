@@ -2,8 +2,8 @@
 //
 // In order: dense layers of every dtype; attention over sequences; whole models (tiny ones, fixtures of every dtype,
 // the demo): stages, tokens, two runs that must agree to the bit. Built by nvcc for a card (make test-cuda) and by g++
-// for the simulator (make test-cuda-sim). blip2.cu is included, so that its launchers can be called. Arguments are parts
-// of the names of the tests that are to run.
+// for the simulator (make test-cuda-sim). blip2.cu is included, so that its launchers can be called. Arguments: parts of
+// the names of the tests that are to run.
 // Not here: speed (dev/cuda/), what is chosen from given logits (test_generate.c).
 #include "../blip2.cu"
 

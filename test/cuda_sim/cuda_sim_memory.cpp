@@ -170,7 +170,7 @@ std::string sim_describe(uintptr_t p) {
         for (const BlockState::Piece &s : b->pieces) {
             if ((long)s.start <= at && (!best || s.start > best->start)) best = &s;
         }
-        if (!best) snprintf(text, sizeof text, "%p, of another block's shared memory or before the first piece", (void *)p);
+        if (!best) snprintf(text, sizeof text, "%p, shared memory of another block or before all pieces", (void *)p);
         else snprintf(text, sizeof text, "byte %ld of shared '%s' (%u bytes)", at - (long)best->start, best->name,
                       best->bytes);
     } else if (r && r != &shared) {
