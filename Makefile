@@ -257,8 +257,8 @@ $(BUILD)/test_cuda: test/test_cuda.cu $(CUDA_SOURCES) $(BUILD)/test/fixture.o $(
 	$(call SAY,nvcc)$(NVCC) $(NVCC_FLAGS) -o $@ $< $(BUILD)/test/fixture.o $(PARTS) -lcublasLt \
 	    -Xlinker --wrap=search_step $(PROGRAM_LIBS) $(LIBS)
 
-test-cuda: $(BUILD)/test_cuda
-	@VERBOSE=1 sh test/run.sh $(BUILD)/blip2 $(BUILD)/compare_dumps $^
+test-cuda: $(BUILD)/test_cuda $(BUILD)/blip2 $(BUILD)/blip2_cuda.so
+	@VERBOSE=1 sh test/run.sh $(BUILD)/blip2 $(BUILD)/compare_dumps $< test/cuda_demo.sh
 
 # The launchers and the smallest models (everything takes hours) under the toolkit's own checkers.
 SANITIZED := dense patches norm activate embed gather kv_store attention past fixture
