@@ -3,8 +3,8 @@
 # In order: installing what is missing, what was asked for, what this machine has (dev/probe.sh), flags, rules for
 # objects and programs, tests, parity with PyTorch, demo, the rest.
 
-.PHONY: all lib deps programs test test-cuda test-cuda-sim cuda-report parity fuzz fuzz_run demo list install
-.PHONY: uninstall clean help FORCE
+.PHONY: all lib deps programs test test-cuda test-cuda-sim test-cuda-bugs test-cuda-sanitize cuda-report
+.PHONY: parity fuzz fuzz_run demo list install uninstall clean help FORCE
 .SECONDARY:
 
 ifneq ($(filter deps,$(MAKECMDGOALS)),)
@@ -230,7 +230,7 @@ $(SIM)/test_cuda.o: test/test_cuda.cu
 	$(call SAY,g++ )$(SIM_CXX) $(SIM_KERNELS) -x c++ -c -o $@ $<
 
 $(SIM)/test_cuda: $(SIM)/test_cuda.o $(SIM_OBJECTS) $(BUILD)/test/fixture.o $(PARTS)
-	$(call SAY,link)g++ -fsanitize=address,undefined -o $@ $^ $(PROGRAM_LIBS) $(LIBS)
+	$(call SAY,link)g++ -fsanitize=address,undefined -Wl,--wrap=search_step -o $@ $^ $(PROGRAM_LIBS) $(LIBS)
 
 # The backend in the simulator as a shared object, for test_device.sh: machines whose GPU will not do.
 DOUBLED := cudaDriverGetVersion cudaGetDeviceCount cudaSetDevice cudaMemGetInfo cudaMalloc
@@ -253,7 +253,19 @@ $(SIM)/blip2_cuda.so: $(SIM)/blip2.o $(SIM)/cuda_double.o $(SIM_OBJECTS:$(SIM)/%
 	    $(DOUBLED:%=-Wl,--wrap=%) -ldl
 
 test-cuda-sim: $(SIM)/test_sim $(SIM)/test_cuda
-	@VERBOSE=1 sh test/run.sh $(BUILD)/blip2 $(BUILD)/compare_dumps $^
+	@VERBOSE=1 TEST_SIM=$< TEST_CUDA=$(SIM)/test_cuda sh test/run.sh $(BUILD)/blip2 $(BUILD)/compare_dumps $^ \
+	    test/cuda_sim/other_orders.sh test/cuda_sim/fragments.py
+
+# The same tests against CUDA code with mistakes in it (test/cuda_sim/plant_bugs.py); BUGS='--sample 5' for a few.
+$(SIM)/bugs/test_cuda.o: $(SIM)/test_cuda.o test/cuda_sim/plant_bugs.py
+	$(call SAY,g++ )python3 test/cuda_sim/plant_bugs.py compile $(SIM) && \
+	    $(SIM_CXX) $(SIM_KERNELS) -Itest -x c++ -c -o $@ $(SIM)/bugs/test/test_cuda.cu
+
+$(SIM)/bugs/test_cuda: $(SIM)/bugs/test_cuda.o $(SIM_OBJECTS) $(BUILD)/test/fixture.o $(PARTS)
+	$(call SAY,link)g++ -fsanitize=address,undefined -Wl,--wrap=search_step -o $@ $^ $(PROGRAM_LIBS) $(LIBS)
+
+test-cuda-bugs: $(SIM)/bugs/test_cuda
+	@python3 test/cuda_sim/plant_bugs.py run $(SIM) $(BUGS)
 
 # The CUDA backend, a shared object beside the program, which loads it when it runs (device.c). It has its own copies of
 # the C files that it calls. One object for sm_80, for sm_90, and as PTX for what comes after them: -t 2 compiles them
@@ -285,15 +297,22 @@ blip2_cuda.so: $(BUILD)/blip2_cuda.so
 
 $(BUILD)/test_cuda: test/test_cuda.cu $(CUDA_SOURCES) $(BUILD)/test/fixture.o $(PARTS)
 	$(call SAY,nvcc)$(NVCC) $(NVCC_FLAGS) -o $@ $< $(BUILD)/test/fixture.o $(PARTS) -lcublasLt \
-	    $(PROGRAM_LIBS) $(LIBS)
+	    -Xlinker --wrap=search_step $(PROGRAM_LIBS) $(LIBS)
 
 # What nvcc made of the kernels, against dev/cuda/report.baseline. Without nvcc and cuobjdump a skip.
 PYTHON ?= $(firstword $(wildcard .venv/bin/python) python3)
 cuda-report: $(if $(NVCC),$(BUILD)/cuda/blip2.o)
 	@NVCC='$(NVCC)' $(PYTHON) dev/cuda/report --self-test --check $(BUILD)/cuda/blip2.o
 
-test-cuda: $(BUILD)/test_cuda
-	@VERBOSE=1 sh test/run.sh $(BUILD)/blip2 $(BUILD)/compare_dumps $^
+test-cuda: $(BUILD)/test_cuda $(BUILD)/blip2 $(BUILD)/blip2_cuda.so
+	@VERBOSE=1 sh test/run.sh $(BUILD)/blip2 $(BUILD)/compare_dumps $< test/cuda_demo.sh
+
+# The launchers and the smallest models (everything takes hours) under the toolkit's own checkers.
+SANITIZED := dense patches norm activate embed gather kv_store attention past fixture
+test-cuda-sanitize: $(BUILD)/test_cuda
+	compute-sanitizer --tool memcheck --leak-check full --error-exitcode 1 $< $(SANITIZED)
+	compute-sanitizer --tool racecheck --racecheck-report all --error-exitcode 1 $< $(SANITIZED)
+	compute-sanitizer --tool synccheck --error-exitcode 1 $< $(SANITIZED)
 
 # Parity: every test/parity*.py, in a virtual environment of its own (5 GB) unless PARITY_PYTHON names an interpreter
 # that has what test/requirements.txt asks for.
@@ -357,7 +376,9 @@ help:
 	@echo 'make demo       a small trained model captions and answers; make deps demo does both'
 	@echo 'make test       all tests that need no Python; make programs only builds them'
 	@echo 'make test-cuda      the CUDA backend on a GPU (REQUIRE_GPU=1: a missing one is a failure)'
-	@echo 'make test-cuda-sim  the simulator that runs the CUDA code on the CPU, against planted mistakes'
+	@echo 'make test-cuda-sanitize  its launchers and small models under compute-sanitizer'
+	@echo 'make test-cuda-sim  the CUDA code on the CPU, under a simulator that finds mistakes'
+	@echo 'make test-cuda-bugs  the same with mistakes planted in the code, each of which must be found'
 	@echo 'make cuda-report    registers, spills and wide loads of every CUDA kernel, against the recorded ones'
 	@echo 'make parity     compares every stage with PyTorch (installs it into .venv, 5 GB)'
 	@echo 'make fuzz       hostile input for FUZZ_SECONDS=$(FUZZ_SECONDS) in all, under sanitizers (needs clang)'

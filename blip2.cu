@@ -252,7 +252,9 @@ static double seconds(void) {
 // runs while the next is read from the page cache (by all threads, one reads slower than the bus is).
 static int upload(Run *r, Err *e) {
     const uint8_t *from = r->m->file + file_data(r->m);
-    const size_t all = r->m->file_bytes - file_data(r->m), piece = all < RING_BYTES ? all : (size_t)RING_BYTES;
+    const size_t all = r->m->file_bytes - file_data(r->m);
+    const size_t some = (all / (2 * RING) + 4095) & ~(size_t)4095;   // small files go round the ring too
+    const size_t piece = some < 4096 ? 4096 : some < RING_BYTES ? some : (size_t)RING_BYTES;
     const double start = seconds();
     uint8_t *ring[RING] = {0};
     cudaEvent_t free_again[RING];
