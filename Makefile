@@ -3,8 +3,8 @@
 # In order: installing what is missing, what was asked for, what this machine has (dev/probe.sh), flags, rules for
 # objects and programs, tests, parity with PyTorch, demo, the rest.
 
-.PHONY: all lib deps programs test test-cuda test-cuda-sim parity fuzz fuzz_run demo list install uninstall clean \
-        help FORCE
+.PHONY: all lib deps programs test test-cuda test-cuda-sim test-cuda-bugs test-cuda-sanitize cuda-report
+.PHONY: parity fuzz fuzz_run demo list install uninstall clean help FORCE
 .SECONDARY:
 
 ifneq ($(filter deps,$(MAKECMDGOALS)),)
@@ -58,7 +58,10 @@ FLAGS += $(STB_FLAGS)
 LIBS += $(if $(USE_JPEG),$(JPEG_LIBS)) $(if $(USE_WEBP),$(WEBP_LIBS)) $(ZLIB_LIBS)
 PROGRAM_LIBS := $(if $(USE_EDIT),$(EDIT_LIBS))      # what the library does without
 
+# The CUDA backend is made where nvcc is; CUDA=0 leaves it out, CUDA=1 makes a missing nvcc an error.
 NVCC ?= $(or $(shell command -v nvcc),$(wildcard /usr/local/cuda/bin/nvcc))
+CUDA_INCLUDE ?= /usr/local/cuda/include
+USE_CUDA := $(if $(filter 0,$(CUDA)),,$(or $(NVCC),$(CUDA)))
 
 # Short lines unless V=1 asks for the commands themselves.
 SAY = $(if $(V),,@echo '$(1) $@';)
@@ -80,12 +83,13 @@ ABI := $(shell sed -n 's/^\#define BLIP2_ABI *\([0-9]*\).*/\1/p' libblip2.h)
 # ---------------------------------------------------------------------------------------------------------
 # Programs and the library. ./blip2 is a copy of the flavour that was made last; sanitizer builds stay under build/.
 
-all: $(if $(SAN),$(BUILD)/blip2,blip2 $(if $(CUDA),blip2_cuda.so)) lib
+all: $(if $(SAN),$(BUILD)/blip2,blip2 $(if $(USE_CUDA),blip2_cuda.so)) lib
 
 lib: $(BUILD)/libblip2.a $(BUILD)/libblip2.so
 
 blip2: $(BUILD)/blip2 FORCE
 	@cmp -s $< $@ || { cp $< $@.new && mv -f $@.new $@; }
+	@$(if $(USE_CUDA),,rm -f blip2_cuda.so $(BUILD)/blip2_cuda.so)     # one of another time would be loaded
 
 $(BUILD)/blip2: $(PROGRAM) $(BUILD)/libblip2.a
 	$(LINK)
@@ -119,6 +123,7 @@ ifneq ($(FOUND_COMPILER),)
 	@echo 'jpeg    $(if $(NO_JPEG),  left out ,$(call yes_no,$(FOUND_JPEG)))$(or $(USE_JPEG),stb_image: a little off)'
 	@echo 'webp    $(if $(NO_WEBP),  left out ,$(call yes_no,$(FOUND_WEBP)))$(if $(USE_WEBP),,no WebP images)'
 	@echo 'libedit $(if $(NO_EDIT),  left out ,$(call yes_no,$(FOUND_EDIT)))$(if $(USE_EDIT),,no line editing in --chat)'
+	@echo 'nvcc    $(if $(filter 0,$(CUDA)),  left out ,$(call yes_no,$(NVCC)))$(or $(and $(USE_CUDA),$(NVCC)),no CUDA backend)'
 endif
 	@$(if $(and $(FOUND_COMPILER),$(FOUND_ZLIB),$(FOUND_STB)),true,exit 1)
 
@@ -145,11 +150,18 @@ $(BUILD)/test_matmul_twins: $(BUILD)/test/test_matmul.o $(BUILD)/test/matmul_twi
 $(BUILD)/compare_dumps: $(BUILD)/test/compare_dumps.o
 	$(LINK)
 
+# Times a backend (dev/bench_gpu.py); in the folder of $(BUILD)/blip2_cuda.so, where it is looked for.
+$(BUILD)/bench_backend: dev/bench_backend.c $(PARTS) $(BUILD)/flags
+	$(call SAY,cc  )$(CC) $(FLAGS) $(CPPFLAGS) $(CFLAGS) $(LDFLAGS) -o $@ $< $(PARTS) $(PROGRAM_LIBS) $(LIBS)
+
 # Calls that fail on purpose, for LD_PRELOAD (test_faults.sh).
 $(BUILD)/faults.so: test/faults.c $(BUILD)/flags
 	$(call SAY,lib )$(CC) -std=c11 -D_GNU_SOURCE -O1 -Wall -Wextra -Wshadow -Wpedantic -shared -fPIC -o $@ $< -ldl
 
-programs: all $(TEST_PROGRAMS) $(TOOLS) $(if $(SAN),,$(BUILD)/faults.so)
+# The simulated backend of test_device.sh only once, not in every flavour.
+SIMULATED := $(if $(or $(SAN),$(FLAVOUR)),,$(if $(wildcard $(CUDA_INCLUDE)/cublasLt.h),$(BUILD)/cuda_sim/blip2_cuda.so))
+
+programs: all $(TEST_PROGRAMS) $(TOOLS) $(if $(SAN),,$(BUILD)/faults.so) $(SIMULATED)
 
 test: programs
 	@SAN=$(SAN) sh test/run.sh $(BUILD)/blip2 $(BUILD)/compare_dumps $(TEST_PROGRAMS) $(TEST_SCRIPTS)
@@ -196,7 +208,6 @@ $(BUILD)/fuzz_%: $(BUILD)/test/fuzz_%.o $(BUILD)/test/fixture.o $(PARTS)
 
 # The CUDA code on the CPU (doc/cuda-sim.md). Needs g++ and the toolkit's headers, no nvcc and no GPU.
 
-CUDA_INCLUDE ?= /usr/local/cuda/include
 SIM := $(BUILD)/cuda_sim
 SIM_CXX := g++ -std=c++17 -g -Wall -Wextra -DCUDA_SIM -Itest/cuda_sim -I. -isystem $(CUDA_INCLUDE) -MMD -MP
 SIM_KERNELS := -O1 -Wno-unknown-pragmas -fsanitize=thread,undefined -fno-sanitize=vptr -fno-sanitize-recover=all \
@@ -219,24 +230,62 @@ $(SIM)/test_cuda.o: test/test_cuda.cu
 	$(call SAY,g++ )$(SIM_CXX) $(SIM_KERNELS) -x c++ -c -o $@ $<
 
 $(SIM)/test_cuda: $(SIM)/test_cuda.o $(SIM_OBJECTS) $(BUILD)/test/fixture.o $(PARTS)
-	$(call SAY,link)g++ -fsanitize=address,undefined -o $@ $^ $(PROGRAM_LIBS) $(LIBS)
+	$(call SAY,link)g++ -fsanitize=address,undefined -Wl,--wrap=search_step -o $@ $^ $(PROGRAM_LIBS) $(LIBS)
+
+# The backend in the simulator as a shared object, for test_device.sh: machines whose GPU will not do.
+DOUBLED := cudaDriverGetVersion cudaGetDeviceCount cudaSetDevice cudaMemGetInfo cudaMalloc
+
+$(SIM)/blip2.o: blip2.cu
+	@mkdir -p $(SIM)
+	$(call SAY,g++ )$(SIM_CXX) $(SIM_KERNELS) -fPIC -x c++ -c -o $@ $<
+
+$(SIM)/pic/%.o: test/cuda_sim/%.cpp
+	@mkdir -p $(SIM)/pic
+	$(call SAY,g++ )$(SIM_CXX) -O2 -fPIC -c -o $@ $<
+
+$(SIM)/cuda_double.o: test/cuda_double.c $(BUILD)/flags
+	@mkdir -p $(SIM)
+	$(call SAY,cc  )$(CC) $(FLAGS) -isystem $(CUDA_INCLUDE) -c -o $@ $<
+
+$(SIM)/blip2_cuda.so: $(SIM)/blip2.o $(SIM)/cuda_double.o $(SIM_OBJECTS:$(SIM)/%=$(SIM)/pic/%) \
+                      $(patsubst %,$(BUILD)/%.o,common generate generate_process)
+	$(call SAY,link)g++ -shared -fsanitize=undefined -o $@ $^ -Wl,-Bsymbolic,--defsym=__executable_start=0 \
+	    $(DOUBLED:%=-Wl,--wrap=%) -ldl
 
 test-cuda-sim: $(SIM)/test_sim $(SIM)/test_cuda
-	@VERBOSE=1 sh test/run.sh $(BUILD)/blip2 $(BUILD)/compare_dumps $^
+	@VERBOSE=1 TEST_SIM=$< TEST_CUDA=$(SIM)/test_cuda sh test/run.sh $(BUILD)/blip2 $(BUILD)/compare_dumps $^ \
+	    test/cuda_sim/other_orders.sh test/cuda_sim/fragments.py
+
+# The same tests against CUDA code with mistakes in it (test/cuda_sim/plant_bugs.py); BUGS='--sample 5' for a few.
+$(SIM)/bugs/test_cuda.o: $(SIM)/test_cuda.o test/cuda_sim/plant_bugs.py
+	$(call SAY,g++ )python3 test/cuda_sim/plant_bugs.py compile $(SIM) && \
+	    $(SIM_CXX) $(SIM_KERNELS) -Itest -x c++ -c -o $@ $(SIM)/bugs/test/test_cuda.cu
+
+$(SIM)/bugs/test_cuda: $(SIM)/bugs/test_cuda.o $(SIM_OBJECTS) $(BUILD)/test/fixture.o $(PARTS)
+	$(call SAY,link)g++ -fsanitize=address,undefined -Wl,--wrap=search_step -o $@ $^ $(PROGRAM_LIBS) $(LIBS)
+
+test-cuda-bugs: $(SIM)/bugs/test_cuda
+	@python3 test/cuda_sim/plant_bugs.py run $(SIM) $(BUGS)
 
 # The CUDA backend, a shared object beside the program, which loads it when it runs (device.c). It has its own copies of
-# the C files that it calls. Only with CUDA=1 until it has been tried on a card.
+# the C files that it calls. One object for sm_80, for sm_90, and as PTX for what comes after them: -t 2 compiles them
+# side by side. An error of nvcc is an error of make; CUDA=0 goes without.
 
 CUDA_ARCHS := -gencode arch=compute_80,code=sm_80 -gencode arch=compute_90,code=[sm_90,compute_90]
-NVCC_FLAGS := -std=c++17 -O3 $(CUDA_ARCHS) -Xcompiler -Wall,-Wextra,-fPIC
+NVCC_FLAGS := -std=c++17 -O3 -t 2 $(CUDA_ARCHS) -Xcompiler -Wall,-Wextra,-fPIC
 CUDA_SOURCES := blip2.cu $(wildcard cuda_*.h cuda_*.cuh) blip2.h common.h generate.h
 
 $(BUILD)/cuda/%.o: %.c $(BUILD)/flags
 	@mkdir -p $(BUILD)/cuda
 	$(COMPILE) -fPIC
 
-$(BUILD)/cuda/blip2.o: $(CUDA_SOURCES)
+# Made anew when its command line changes, as $(BUILD)/flags.
+$(BUILD)/cuda/flags: FORCE
 	@mkdir -p $(BUILD)/cuda
+	@echo '$(NVCC) $(NVCC_FLAGS)' >$@.new; if cmp -s $@.new $@; then rm $@.new; else mv $@.new $@; fi
+
+$(BUILD)/cuda/blip2.o: $(CUDA_SOURCES) $(BUILD)/cuda/flags
+	@$(if $(NVCC),,echo 'no nvcc here, which CUDA=1 asks for: install the CUDA toolkit, or say where with NVCC=...'; exit 1)
 	$(call SAY,nvcc)$(NVCC) $(NVCC_FLAGS) -c -o $@ $<
 
 $(BUILD)/blip2_cuda.so: $(BUILD)/cuda/blip2.o $(patsubst %,$(BUILD)/cuda/%.o,common generate generate_process)
@@ -248,10 +297,22 @@ blip2_cuda.so: $(BUILD)/blip2_cuda.so
 
 $(BUILD)/test_cuda: test/test_cuda.cu $(CUDA_SOURCES) $(BUILD)/test/fixture.o $(PARTS)
 	$(call SAY,nvcc)$(NVCC) $(NVCC_FLAGS) -o $@ $< $(BUILD)/test/fixture.o $(PARTS) -lcublasLt \
-	    $(PROGRAM_LIBS) $(LIBS)
+	    -Xlinker --wrap=search_step $(PROGRAM_LIBS) $(LIBS)
 
-test-cuda: $(BUILD)/test_cuda
-	@VERBOSE=1 sh test/run.sh $(BUILD)/blip2 $(BUILD)/compare_dumps $^
+# What nvcc made of the kernels, against dev/cuda/report.baseline. Without nvcc and cuobjdump a skip.
+PYTHON ?= $(firstword $(wildcard .venv/bin/python) python3)
+cuda-report: $(if $(NVCC),$(BUILD)/cuda/blip2.o)
+	@NVCC='$(NVCC)' $(PYTHON) dev/cuda/report --self-test --check $(BUILD)/cuda/blip2.o
+
+test-cuda: $(BUILD)/test_cuda $(BUILD)/blip2 $(BUILD)/blip2_cuda.so
+	@VERBOSE=1 sh test/run.sh $(BUILD)/blip2 $(BUILD)/compare_dumps $< test/cuda_demo.sh
+
+# The launchers and the smallest models (everything takes hours) under the toolkit's own checkers.
+SANITIZED := dense patches norm activate embed gather kv_store attention past fixture
+test-cuda-sanitize: $(BUILD)/test_cuda
+	compute-sanitizer --tool memcheck --leak-check full --error-exitcode 1 $< $(SANITIZED)
+	compute-sanitizer --tool racecheck --racecheck-report all --error-exitcode 1 $< $(SANITIZED)
+	compute-sanitizer --tool synccheck --error-exitcode 1 $< $(SANITIZED)
 
 # Parity: every test/parity*.py, in a virtual environment of its own (5 GB) unless PARITY_PYTHON names an interpreter
 # that has what test/requirements.txt asks for.
@@ -298,12 +359,12 @@ install: all
 	$(BUILD)/blip2 --completion bash >$(call PLACE,completions/blip2)
 	$(BUILD)/blip2 --completion zsh >$(call PLACE,_blip2)
 	$(BUILD)/blip2 --completion fish >$(call PLACE,blip2.fish)
-	if [ -e blip2_cuda.so ]; then install -D -m 755 blip2_cuda.so $(call PLACE,blip2_cuda.so); fi
+	$(if $(USE_CUDA),install -m 755 blip2_cuda.so $(call PLACE,blip2_cuda.so))
 	$(if $(wildcard demo/demo.bin),install -m 644 demo/demo.bin $(call PLACE,demo.bin))
 
 uninstall:
 	rm -f $(INSTALLED)
-	-rmdir $(dir $(call PLACE,demo.bin))
+	-rmdir $(dir $(call PLACE,demo.bin) $(call PLACE,blip2_cuda.so))
 
 clean:
 	rm -rf build blip2 blip2_cuda.so
@@ -315,7 +376,10 @@ help:
 	@echo 'make demo       a small trained model captions and answers; make deps demo does both'
 	@echo 'make test       all tests that need no Python; make programs only builds them'
 	@echo 'make test-cuda      the CUDA backend on a GPU (REQUIRE_GPU=1: a missing one is a failure)'
-	@echo 'make test-cuda-sim  the simulator that runs the CUDA code on the CPU, against planted mistakes'
+	@echo 'make test-cuda-sanitize  its launchers and small models under compute-sanitizer'
+	@echo 'make test-cuda-sim  the CUDA code on the CPU, under a simulator that finds mistakes'
+	@echo 'make test-cuda-bugs  the same with mistakes planted in the code, each of which must be found'
+	@echo 'make cuda-report    registers, spills and wide loads of every CUDA kernel, against the recorded ones'
 	@echo 'make parity     compares every stage with PyTorch (installs it into .venv, 5 GB)'
 	@echo 'make fuzz       hostile input for FUZZ_SECONDS=$(FUZZ_SECONDS) in all, under sanitizers (needs clang)'
 	@echo 'make list       what was found on this machine'
@@ -326,11 +390,11 @@ help:
 	@echo 'CC=clang  CFLAGS=...  LDFLAGS=...  compiler and additional flags'
 	@echo 'SAN=1                 with address and undefined-behaviour sanitizers, under build/san'
 	@echo 'WERROR=1              warnings are errors'
-	@echo 'CUDA=1                also blip2_cuda.so, the CUDA backend (needs nvcc; not yet tried on a GPU)'
+	@echo 'CUDA=0                without blip2_cuda.so, the CUDA backend, which is made where nvcc is (NVCC=path)'
 	@echo 'NO_JPEG=1  NO_WEBP=1  NO_EDIT=1  leave it out'
 	@echo 'FLAVOUR=name          build in build/name'
 	@echo 'V=1                   show the commands'
 	@echo 'PARITY_PYTHON=python  use this interpreter for make parity'
 
--include $(wildcard $(BUILD)/*.d $(BUILD)/test/*.d $(SIM)/*.d)
+-include $(wildcard $(BUILD)/*.d $(BUILD)/test/*.d $(SIM)/*.d $(SIM)/pic/*.d)
 endif

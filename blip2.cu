@@ -41,7 +41,7 @@ enum {
     ROWS_AT_ONCE = 4096,         // and through the language model in turns of about so many rows
     RING = 4,                    // pinned pieces on their way to the device
     RING_BYTES = 16 << 20,
-    WORKSPACE_BYTES = 32 << 20,  // for cuBLASLt, the size that NVIDIA recommends for sm_90
+    WORKSPACE_BYTES = 32 << 20,  // for cuBLASLt, the size that NVIDIA recommends for sm_90; and for Device.partial
 };
 
 typedef struct { int key, seen; cudaGraphExec_t exec; } Graph;
@@ -56,6 +56,7 @@ typedef struct {
     cudaStream_t s;
     Lt lt;
     bool f32;              // T is float
+    bool skip;             // fc2 without the neurons that ReLU set to zero: see skip_wanted
     int TP, TK;            // as in blip2.c
     int BV, TM;            // most images, and most rows of prompts, that go through at once
     // device
@@ -70,6 +71,7 @@ typedef struct {
     void *kv_prompt;       // (LD, B*TK, 2*IL)
     void *kv_new;          // (LD, max_new, R, 2*IL)
     void *kv_cross;        // (LD, B*TP, 2*IL), the prompts one behind the other
+    bf16 *fc2_t;           // (LD, FL, DL) when skip
     float *enc_bias, *dec_bias;
     float *logits;         // (max(B,R), V)
     int *line;             // (2,R,max_new), see Past
@@ -128,21 +130,24 @@ static void plan(Run *r, Plan *a) {
     take(a, &r->file,       r->m->file_bytes - file_data(r->m), 1, 1, 1);
     take(a, &r->bias16,     r->bias_elements, 1, 1, sizeof(bf16));
     take(a, (uint8_t **)&r->lt.workspace, WORKSPACE_BYTES, 1, 1, 1);
+    take(a, &r->dev.tickets, STREAM_TICKETS, 1, 1, I);
     take(a, &r->pixels,     r->BV, (uint64_t)c->S * c->S, 3, 1);
     take(a, &r->x,          most(most(N * c->DV, Q * c->DQ), TL * c->DL), 1, 1, F);
     take(a, &r->last,       most(B, R), c->DL, 1, F);
-    take(a, &r->stage,      most(N * c->DV, r->lim.probe ? most((uint64_t)3 * c->S * c->S, TL * c->DL) : 0), 1, 1, F);
+    take(a, &r->stage,      r->lim.probe ? most(N * c->DV, most((uint64_t)3 * c->S * c->S, TL * c->DL))
+                                         : r->f32 ? N * c->DV : 0, 1, 1, F);
     take(a, &r->h,          width, 1, 1, A);
     take(a, &r->qkv,        most(most(N * c->DV, Q * c->DQ), TL * c->IL), 3, 1, A);
     take(a, &r->att,        width, 1, 1, A);
     take(a, &r->ff,         most(most(N * c->FV, Q * c->FQ), TL * c->FL * (t5 ? 2 : 1)), 1, 1, A);
     take(a, &r->gate,       t5 ? TL : 0, c->FL, 1, A);
-    take(a, &r->patches,    N, 3, (uint64_t)c->P * c->P, A);
+    take(a, &r->patches,    r->f32 ? N : 0, 3, (uint64_t)c->P * c->P, A);
     take(a, &r->cross_kv,   N, c->NX, 2 * (uint64_t)c->DQ, A);
     take(a, &r->image_rows, B * c->Q, c->DL, 1, F);
     take(a, &r->kv_prompt,  c->LD, B * r->TK, 2 * (uint64_t)c->IL, A);
     take(a, &r->kv_new,     c->LD * fresh, R, 2 * (uint64_t)c->IL, A);
     take(a, &r->kv_cross,   t5 ? c->LD : 0, B * r->TP, 2 * (uint64_t)c->IL, A);
+    take(a, &r->fc2_t,      r->skip ? c->LD : 0, c->FL, c->DL, sizeof(bf16));
     take(a, &r->enc_bias,   t5 ? c->HL : 0, 2 * (uint64_t)r->TP - 1, 1, F);
     take(a, &r->dec_bias,   t5 ? c->HL : 0, fresh + 1, 1, F);
     take(a, &r->logits,     most(B, R), c->V, 1, F);
@@ -247,7 +252,9 @@ static double seconds(void) {
 // runs while the next is read from the page cache (by all threads, one reads slower than the bus is).
 static int upload(Run *r, Err *e) {
     const uint8_t *from = r->m->file + file_data(r->m);
-    const size_t all = r->m->file_bytes - file_data(r->m), piece = all < RING_BYTES ? all : (size_t)RING_BYTES;
+    const size_t all = r->m->file_bytes - file_data(r->m);
+    const size_t some = (all / (2 * RING) + 4095) & ~(size_t)4095;   // small files go round the ring too
+    const size_t piece = some < 4096 ? 4096 : some < RING_BYTES ? some : (size_t)RING_BYTES;
     const double start = seconds();
     uint8_t *ring[RING] = {0};
     cudaEvent_t free_again[RING];
@@ -297,10 +304,16 @@ static Dense dense_norm(void *out, int kind, const float *x, const float *norm_w
 
 // Few rows: one kernel, everything fused. Many: norm, multiply, and what the library's epilogues do not know.
 template <typename T> static void dense(Run *r, Dense d) {
-    if (d.T <= ROWS_MOST && rows_dense<T>(r->s, d, r->dev)) return;
+    const bool stream = sizeof(T) == 2 && d.T <= STREAM_MOST;
+    if (d.T <= (stream ? (int)STREAM_NORM_MOST : (int)ROWS_MOST) && rows_dense<T>(r->s, d, r->dev)) return;
     if (d.x32) {
         norm<T>(r->s, (T *)r->h, NULL, d.x32, d.norm_w, d.norm_b, d.eps, d.norm_scale, d.T, d.C);
         d.x = r->h, d.x32 = NULL;
+    }
+    if (stream && (stream_dense(r->s, d, r->dev) || (d.T <= ROWS_MOST && rows_dense<T>(r->s, d, r->dev)))) return;
+    if (sizeof(T) == 2 && tile_fits(d)) {
+        tile_dense(r->s, d, r->dev);
+        return;
     }
     Dense g = d;
     if (d.gated) g.OC = 2 * d.OC, g.out = r->ff, g.gated = 0;
@@ -408,9 +421,13 @@ template <typename T> static void vit_embed(Run *r, int B) {
         patches<float>(r->s, r->stage, r->pixels, p, 1, c->S, c->S);
         probe(r, r->stage, 3 * c->S, c->S, "pixel_values");
     }
-    patches<T>(r->s, (T *)r->patches, r->pixels, p, B, c->S, c->P);
-    dense<T>(r, dense_of(r->stage, OUT_F32, r->patches, w->patch_w, w->patch_b, ACT_NONE, B * (c->N - 1)));
-    tokens(r->s, r->x, r->stage, w->cls, w->pos, B, c->N, c->DV);
+    if (sizeof(T) == 2)
+        embed_patches(r->s, r->x, r->pixels, p, w->patch_w, w->patch_b, w->cls, w->pos, B, c->S, c->P);
+    else {
+        patches<T>(r->s, (T *)r->patches, r->pixels, p, B, c->S, c->P);
+        dense<T>(r, dense_of(r->stage, OUT_F32, r->patches, w->patch_w, w->patch_b, ACT_NONE, B * (c->N - 1)));
+        tokens(r->s, r->x, r->stage, w->cls, w->pos, B, c->N, c->DV);
+    }
     probe(r, r->x, c->N, c->DV, "vision_model.embeddings");
 }
 
@@ -598,7 +615,8 @@ template <typename T> static void opt_forward(Run *r, const Pass *p) {
         } else attend_past<T>(r->s, past_of<T>(r, p, l, 3 * I, false, 1 / sqrtf(A), NULL));
         dense<T>(r, dense_of(r->x, OUT_ADD, r->att, w->out_w, w->out_b, ACT_NONE, rows));
         dense<T>(r, dense_norm(r->ff, OUT_ACT, r->x, w->ln2_w, w->ln2_b, c->eps_lm, w->fc1_w, w->fc1_b, c->act, rows));
-        dense<T>(r, dense_of(r->x, OUT_ADD, r->ff, w->fc2_w, w->fc2_b, ACT_NONE, rows));
+        d = dense_of(r->x, OUT_ADD, r->ff, w->fc2_w, w->fc2_b, ACT_NONE, rows);
+        if (!r->skip || p->prompt || !skip_dense(r->s, d, r->fc2_t + (size_t)l * c->FL * c->DL, r->dev)) dense<T>(r, d);
         if (p->prompt) probe(r, r->x, rows, c->DL, "language_model.model.decoder.layers.%d", l);
     }
     if (!p->prompt || !r->lim.probe) return;
@@ -760,12 +778,23 @@ template <typename T> static void feed(Run *r) {
 // ---------------------------------------------------------------------------------------------------------
 // 9. The backend.
 
+// fc2 by neuron (cuda_skip.cuh), for up to SKIP_MOST rows of OPT in bf16: off until it has been measured on a card, on
+// with BLIP2_CUDA_SKIP=1 in the environment. It takes a second copy of fc2's weights.
+static bool skip_wanted(const Model *m, const Limits *lim) {
+    const char *wish = getenv("BLIP2_CUDA_SKIP");
+    const Config *c = &m->config;
+    if (!wish || strcmp(wish, "1") || c->family != OPT || c->act != ACT_RELU || lim->R > SKIP_MOST) return false;
+    for (int l = 0; l < c->LD; l++) if (m->opt_layer[l].fc2_w.dtype != DT_BF16) return false;
+    return c->DL % 8 == 0;
+}
+
 static Run run_for(const Model *m, const Limits *lim) {
     const Config *c = &m->config;
     const int TP = c->Q + lim->prompt;
     Run r = {};
     r.m = m, r.lim = *lim, r.TP = TP, r.TK = c->family == T5 ? 1 : TP;
     r.f32 = m->vit.patch_w.dtype == DT_F32 && m->lm.tok.dtype == DT_F32;
+    r.skip = !r.f32 && skip_wanted(m, lim);
     r.BV = lim->B < IMAGES_AT_ONCE ? lim->B : IMAGES_AT_ONCE;
     const int64_t rows = (int64_t)lim->B * TP;
     r.TM = rows < ROWS_AT_ONCE ? (int)rows : TP > ROWS_AT_ONCE ? TP : ROWS_AT_ONCE;
@@ -855,6 +884,8 @@ static int open_all(Run *r, Err *e) {
     CUDA_CHECK(cudaStreamCreateWithFlags(&r->s, cudaStreamNonBlocking));
     CUBLAS_CHECK(cublasLtCreate(&r->lt.handle));
     r->lt.workspace_bytes = WORKSPACE_BYTES;
+    r->dev.partial = (float *)r->lt.workspace, r->dev.partial_bytes = WORKSPACE_BYTES;   // never both at a time
+    CUDA_CHECK(cudaMemsetAsync(r->dev.tickets, 0, STREAM_TICKETS * sizeof(int), r->s));
     if (upload(r, e)) return -1;
     device_model(r);
 
@@ -874,6 +905,8 @@ static int open_all(Run *r, Err *e) {
         const int n = (int)(end - at);
         LAUNCH(bias16_kernel, dim3(ceil_div(n, 256)), dim3(256), 0, r->s, r->bias16 + at, r->bias[i].b, n);
     }
+    for (int l = 0; r->skip && l < c->LD; l++)
+        transpose(r->s, r->fc2_t + (size_t)l * c->FL * c->DL, (const bf16 *)r->d.opt_layer[l].fc2_w.data, c->DL, c->FL);
     int *fixed = (int *)malloc(4 * ((size_t)r->BV + most(r->lim.B, r->lim.R) + 1) * sizeof(int));
     CHECK(fixed);
     CUDA_CHECK(cudaMemcpy(r->fixed_ints, fixed, fill_fixed(r, fixed) * sizeof(int), cudaMemcpyHostToDevice));

@@ -250,9 +250,15 @@ template <typename T> static void attention(cudaStream_t s, const Attention &p) 
 }
 
 // ---------------------------------------------------------------------------------------------------------
-// 4. Decoding: one query per row over that row's own past, laid out as in blip2.c's section 5. A block has one head of
-// one row; its warps take keys in turn and put their soft-maxes together at the end. Bytes: the row's keys and values,
-// 2 * (n + new) * A elements a head; 0.4 % of a step at 60 tokens, so what counts is a short way from start to end.
+// 4. Decoding: one query per row over that row's own past, laid out as in blip2.c's section 5. Bytes: the row's keys
+// and values, 2 * (n + new) * A elements a head; 0.4 % of a step at 60 tokens, so what counts is a short way from start
+// to end: few loads behind one another. A block has one head of one row.
+//
+//     8 lanes:  one key and its value, in pieces of 16 bytes: lane i has pieces i, i + 8, ...
+//     warp:     4 keys at a time, two times that before it uses the first: 64 keys of a block are under way at once
+//
+// Each 8 lanes have a running soft-max of their own; those of a warp are put together by shuffles, those of the block
+// through shared memory, always in the same order.
 
 typedef struct {
     void *out;                 // (rows, H*A) activations
@@ -270,47 +276,109 @@ typedef struct {
     int rows, H, A;
 } Past;
 
-enum { PAST_WARPS = 8 };
+enum { PAST_WARPS = 8, PAST_AHEAD = 2 };
 
-template <typename T, int C>
+// Piece i of a row of A elements, as floats; zero beyond. Rows that are no multiple of 16 bytes go element by element.
+template <typename T, int E>
+static __device__ __forceinline__ void piece(float (&f)[E], const T *p, int i, int A) {
+    if (A % E == 0) {
+        uint4 v = make_uint4(0, 0, 0, 0);
+        if (i * E < A) v = load_128(p + i * E);
+        unpack(f, v, T());
+    } else {
+        #pragma unroll
+        for (int e = 0; e < E; e++) f[e] = i * E + e < A ? f32_of(p[i * E + e]) : 0;
+    }
+}
+
+template <typename T, int P>
 __global__ void __launch_bounds__(32 * PAST_WARPS) past_kernel(Past p) {
+    // P: pieces of a lane
+    constexpr int E = 16 / sizeof(T);
     SHARED(float, ml, [PAST_WARPS][2]);
-    SHARED(float, part, [PAST_WARPS][32 * C]);
+    SHARED(float, part, [PAST_WARPS][8 * P * E]);
     pdl_wait();
     pdl_launch();
-    const int h = blockIdx.x, row = blockIdx.y, warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+    const int h = blockIdx.x, row = blockIdx.y, warp = threadIdx.x / 32, lane = threadIdx.x % 32, i8 = lane % 8;
     const int I = p.H * p.A, b = p.prompt_of[row], n = p.n_of[b], t = p.kv_new ? *p.t : -1, last = n + t;
-    const T *q = (const T *)p.q + (size_t)row * p.ldq + h * p.A;
     const T *kv = (const T *)p.kv + (size_t)p.first_of[b] * 2 * I + h * p.A;
     const T *fresh = (const T *)p.kv_new + h * p.A;
     const int *line = p.line + ((size_t)(t + 1) % 2 * p.R + row) * p.max_new;
-    float qr[C];
+    float q[P][E], acc[P][E] = {}, m = -INFINITY, l = 0;
     #pragma unroll
-    for (int c = 0; c < C; c++) qr[c] = lane + 32 * c < p.A ? f32_of(q[lane + 32 * c]) : 0;
-    Running<C> r;
-    running_start(r);
-    for (int j = warp; j <= last; j += PAST_WARPS) {
-        const T *k = j < n ? kv + (size_t)j * 2 * I : fresh + ((size_t)(j - n) * p.R + line[j - n]) * 2 * I;
-        const float s = p.scale * warp_dot(qr, k, p.A);
-        running_add(r, s + (p.bias ? p.bias[(size_t)h * p.ldb + last - j] : 0), k + I, p.A);
+    for (int c = 0; c < P; c++) piece(q[c], (const T *)p.q + (size_t)row * p.ldq + h * p.A, i8 + 8 * c, p.A);
+    for (int j0 = warp * 4 + lane / 8; j0 - lane / 8 <= last; j0 += PAST_AHEAD * 4 * PAST_WARPS) {
+        float k[PAST_AHEAD][P][E], v[PAST_AHEAD][P][E], s[PAST_AHEAD];
+        #pragma unroll
+        for (int a = 0; a < PAST_AHEAD; a++) {
+            const int j = j0 + a * 4 * PAST_WARPS, at = j <= last ? j : 0;   // beyond: any key, without weight
+            const T *from = at < n ? kv + (size_t)at * 2 * I : fresh + ((size_t)(at - n) * p.R + line[at - n]) * 2 * I;
+            #pragma unroll
+            for (int c = 0; c < P; c++) {
+                piece(k[a][c], from, i8 + 8 * c, p.A);
+                piece(v[a][c], from + I, i8 + 8 * c, p.A);
+            }
+        }
+        float top = m;
+        #pragma unroll
+        for (int a = 0; a < PAST_AHEAD; a++) {
+            const int j = j0 + a * 4 * PAST_WARPS;
+            float sum = 0;
+            #pragma unroll
+            for (int c = 0; c < P; c++)
+                #pragma unroll
+                for (int e = 0; e < E; e++) sum += q[c][e] * k[a][c][e];
+            #pragma unroll
+            for (int d = 4; d; d >>= 1) sum += __shfl_xor_sync(0xFFFFFFFFu, sum, d);
+            s[a] = j > last ? -INFINITY : sum * p.scale + (p.bias ? p.bias[(size_t)h * p.ldb + last - j] : 0);
+            top = fmaxf(top, s[a]);
+        }
+        if (top == -INFINITY) continue;   // none of these lanes' keys is there; no shuffle below
+        const float old = expf(m - top);
+        m = top, l *= old;
+        #pragma unroll
+        for (int a = 0; a < PAST_AHEAD; a++) {
+            const float w = expf(s[a] - m);
+            l += w;
+            #pragma unroll
+            for (int c = 0; c < P; c++)
+                #pragma unroll
+                for (int e = 0; e < E; e++) acc[c][e] = acc[c][e] * (a == 0 ? old : 1) + w * v[a][c][e];
+        }
     }
-    if (lane == 0) ml[warp][0] = r.m, ml[warp][1] = r.l;
+    float top = m;   // of the warp; -INFINITY if it had no key
     #pragma unroll
-    for (int c = 0; c < C; c++) part[warp][lane + 32 * c] = r.acc[c];
+    for (int d = 8; d < 32; d <<= 1) top = fmaxf(top, __shfl_xor_sync(0xFFFFFFFFu, top, d));
+    const float factor = m == -INFINITY ? 0 : expf(m - top);
+    l *= factor;
+    #pragma unroll
+    for (int d = 8; d < 32; d <<= 1) l += __shfl_xor_sync(0xFFFFFFFFu, l, d);
+    #pragma unroll
+    for (int c = 0; c < P; c++)
+        #pragma unroll
+        for (int e = 0; e < E; e++) {
+            float x = acc[c][e] * factor;
+            #pragma unroll
+            for (int d = 8; d < 32; d <<= 1) x += __shfl_xor_sync(0xFFFFFFFFu, x, d);
+            if (lane < 8) part[warp][(lane + 8 * c) * E + e] = x;
+        }
+    if (lane == 0) ml[warp][0] = top, ml[warp][1] = l;
     __syncthreads();
-    float m = -INFINITY, l = 0;
-    for (int w = 0; w < PAST_WARPS; w++) m = fmaxf(m, ml[w][0]);
-    for (int w = 0; w < PAST_WARPS; w++) l += ml[w][1] * expf(ml[w][0] - m);   // 0 for a warp without keys
+    float all = -INFINITY, sum_l = 0;
+    for (int w = 0; w < PAST_WARPS; w++) all = fmaxf(all, ml[w][0]);
+    for (int w = 0; w < PAST_WARPS; w++) sum_l += ml[w][1] * expf(ml[w][0] - all);   // 0 for a warp without keys
     for (int d = threadIdx.x; d < p.A; d += blockDim.x) {
         float sum = 0;
-        for (int w = 0; w < PAST_WARPS; w++) sum += part[w][d] * expf(ml[w][0] - m);
-        put((T *)p.out + (size_t)row * I + h * p.A + d, sum / l);
+        for (int w = 0; w < PAST_WARPS; w++) sum += part[w][d] * expf(ml[w][0] - all);
+        put((T *)p.out + (size_t)row * I + h * p.A + d, sum / sum_l);
     }
 }
 
 template <typename T> static void attend_past(cudaStream_t s, const Past &p) {
-    const auto kernel = p.A <= 64 ? past_kernel<T, 2> : p.A <= 96 ? past_kernel<T, 3> : p.A <= 128 ? past_kernel<T, 4>
-                                                                                                : past_kernel<T, 8>;
+    constexpr int E = 64 / sizeof(T) * 2;   // elements that 8 lanes have in one piece each
+    const auto kernel = p.A <= E ? past_kernel<T, 1> : p.A <= 2 * E ? past_kernel<T, 2>
+                      : p.A <= 3 * E ? past_kernel<T, 3> : p.A <= 4 * E ? past_kernel<T, 4>
+                                                                        : past_kernel<T, (int)MAX_HEAD / E>;
     LAUNCH_PDL(kernel, dim3(p.H, p.rows), dim3(32 * PAST_WARPS), 0, s, p);
 }
 

@@ -145,6 +145,13 @@ static inline __device__ void mma_m16n8k16_bf16(float d[4], const u32 a[4], cons
                  : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 }
 
+// a * b + c of two bf16 each, rounded once.
+static inline __device__ u32 fma_bf16x2(u32 a, u32 b, u32 c) {
+    u32 d;
+    asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(d) : "r"(a), "r"(b), "r"(c));
+    return d;
+}
+
 // Weights, which are read once: past the first-level cache. Only for memory that nothing writes during the kernel.
 static inline __device__ uint4 load_stream_128(const void *global) {
     uint4 v;

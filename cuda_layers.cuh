@@ -98,6 +98,7 @@ __global__ void norm_kernel(T *out, float *out32, const float *x, const float *w
                             float scale, int rows, int C) {
     // x (rows,C), w (C), b (C), or NULL for RMS norm -> out (rows,C) = scale * norm(x), and out32 (may be x, or NULL)
     pdl_wait();
+    pdl_launch();
     const int row = blockIdx.x * (blockDim.x / 32) + threadIdx.x / 32, lane = threadIdx.x % 32;
     if (row >= rows) return;
     const float *xr = x + (size_t)row * C;
@@ -119,7 +120,7 @@ __global__ void norm_kernel(T *out, float *out32, const float *x, const float *w
 template <typename T>
 static void norm(cudaStream_t s, T *out, float *out32, const float *x, const float *w, const float *b, float eps,
                  float scale, int rows, int C) {
-    LAUNCH(norm_kernel<T>, dim3(ceil_div(rows, 4)), dim3(128), 0, s, out, out32, x, w, b, eps, scale, rows, C);
+    LAUNCH_PDL(norm_kernel<T>, dim3(ceil_div(rows, 4)), dim3(128), 0, s, out, out32, x, w, b, eps, scale, rows, C);
 }
 
 // ---------------------------------------------------------------------------------------------------------
@@ -187,6 +188,7 @@ __global__ void embed_kernel(float *x, const int *ids, const int *positions, Ten
                              const float *pos, int D) {
     // ids (rows), positions (rows) and pos (positions + 2, D), or NULL; image_rows (B*Q, D) -> x (rows,D)
     pdl_wait();
+    pdl_launch();
     const int row = blockIdx.x, id = ids[row];
     for (int i = threadIdx.x; i < D; i += blockDim.x) {
         float y = id < 0 ? image_rows[(size_t)(-1 - id) * D + i] : weight_at(tok, id, i);

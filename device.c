@@ -1,6 +1,6 @@
 // device.c: which backend a device name stands for (see device.h).
 //
-// In order: the shared object with the CUDA backend, which is looked for only when asked for; device names.
+// In order: the shared object with the CUDA backend, which is looked for only when needed; device names.
 // The program itself needs no CUDA library: blip2_cuda.so brings or finds what it needs, and where it cannot be loaded
 // there is the CPU. It lies beside the program, or in ../lib/blip2 seen from there (make install).
 // Not here: what a backend does (blip2.h, section 5).
@@ -29,12 +29,12 @@ static bool program_folder(char *out, size_t room) {
     return true;
 }
 
-// 0: loaded (and it stays so). 1: there is no such file. -1 with e: it is there but cannot be loaded.
+// 0: loaded (and it stays so). 1 with e: there is no such file. -1 with e: it is there but cannot be loaded.
 static int cuda_load(Cuda *c, Err *e) {
     static const char *const PLACES[] = {"blip2_cuda.so", "../lib/blip2/blip2_cuda.so"};
     char folder[4096], path[sizeof folder + 32];
-    if (!program_folder(folder, sizeof folder)) return 1;
-    for (size_t i = 0; i < sizeof PLACES / sizeof *PLACES; i++) {
+    const bool known = program_folder(folder, sizeof folder);
+    for (size_t i = 0; known && i < sizeof PLACES / sizeof *PLACES; i++) {
         snprintf(path, sizeof path, "%s%s", folder, PLACES[i]);
         if (access(path, R_OK)) continue;
         void *so = dlopen(path, RTLD_NOW | RTLD_LOCAL);
@@ -47,7 +47,13 @@ static int cuda_load(Cuda *c, Err *e) {
             return fail(e, "%s belongs to another version of this program; hint: run make again", path);
         return 0;
     }
+    fail(e, "this build has no CUDA backend; hint: install the CUDA toolkit (it needs nvcc) and run make again");
     return 1;
+}
+
+const Backend *device_cuda(Err *e) {
+    Cuda cuda = {0};
+    return cuda_load(&cuda, e) ? NULL : cuda.backend;
 }
 
 int device_find(const Backend **backend, int *ordinal, const char *device, Err *e) {
@@ -67,7 +73,6 @@ int device_find(const Backend **backend, int *ordinal, const char *device, Err *
         *ordinal = (int)n;
     }
     int rc = cuda_load(&cuda, e);
-    if (rc == 1) fail(e, "this build has no CUDA backend; hint: make CUDA=1 builds it where nvcc is");
     if (rc == 0) rc = cuda.find(*ordinal, e);
     if (rc == 0) {
         *backend = cuda.backend;
@@ -77,7 +82,6 @@ int device_find(const Backend **backend, int *ordinal, const char *device, Err *
         fail_in(e, "device '%s'", device);
         return -1;
     }
-    if (rc == 1) e->text[0] = 0;    // no GPU here, or none wanted: nothing to say
-    else fail_in(e, "using the CPU");
-    return 0;
+    fail_in(e, "using the CPU");
+    return rc == 1 ? 1 : 2;
 }

@@ -7,6 +7,8 @@
 
 #include "fault.h"
 
+#include "escape.h"
+
 #include <signal.h>
 #include <stdio.h>
 #include <string.h>
@@ -25,13 +27,12 @@ static void on_sigbus(int number) {
 }
 
 void fault_install(const char *path, int exit_code) {
-    char name[512];   // a path may have anything in it, and the message goes to a terminal
-    size_t n = 0;
-    for (; path[n] && n + 1 < sizeof name; n++)
-        name[n] = (unsigned char)path[n] < 0x20 || path[n] == 0x7F ? '?' : path[n];
-    name[n] = 0;
-    snprintf(message, sizeof message, "blip2: %s: the weight file was cut short while it was in use, or its disk "
-             "failed; hint: put a whole file there and start again\n", name);
+    // Visible whatever standard error is: a handler cannot ask. Without memory for that, the name stays away.
+    Text name = {0};
+    escape_add(&name, path, strlen(path));
+    snprintf(message, sizeof message, "blip2: %.800s: the weight file was cut short while it was in use, or its disk "
+             "failed; hint: put a whole file there and start again\n", name.failed ? "-m" : name.data);
+    text_free(&name);
     message_bytes = strlen(message);
     code = exit_code;
     struct sigaction act = {.sa_handler = on_sigbus};

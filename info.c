@@ -67,7 +67,8 @@ typedef struct {
     Sum sums[MAX_DTYPES];
     int n;                   // sums
     uint64_t weights;        // bytes of all tensors
-    bool opt;
+    uint64_t gpu;            // what a GPU needs: asked of the backend, or, where there is none, about
+    bool gpu_exact, opt;
 } Facts;
 
 static Facts facts(const blip2 *b) {
@@ -76,6 +77,9 @@ static Facts facts(const blip2 *b) {
     blip2_defaults(b, &f.defaults, sizeof f.defaults);
     f.n = sum_dtypes(f.sums, &f.weights, b);
     f.opt = !strcmp(f.info.family, "opt");
+    f.gpu = blip2_memory_cuda(b);
+    f.gpu_exact = f.gpu != 0;
+    if (!f.gpu_exact) f.gpu = f.weights + f.info.memory;
     return f;
 }
 
@@ -129,8 +133,7 @@ void info_text(Text *t, const blip2 *b, const char *path) {
     text_json(t, info->prompt, strlen(info->prompt));
     text_printf(t, "\nmemory, CPU     %s for activations and KV cache (--ctx %d) beside %s of mapped weights\n",
                 size_text(size, info->memory), info->ctx, size_text(more, info->file_bytes));
-    text_printf(t, "memory, GPU     about %s (estimate: weights and the same activations)\n",
-                size_text(size, f.weights + info->memory));
+    text_printf(t, "memory, GPU     %s%s, weights included\n", f.gpu_exact ? "" : "about ", size_text(size, f.gpu));
 }
 
 // ---------------------------------------------------------------------------------------------------------
@@ -170,7 +173,7 @@ void info_json(Text *t, const blip2 *b, const char *path) {
     text_printf(t, "\"preprocessing\":{\"side\":%d,\"mean\":[%.7g,%.7g,%.7g],\"std\":[%.7g,%.7g,%.7g]},", info->S,
                 value(b, "mean_r"), value(b, "mean_g"), value(b, "mean_b"), value(b, "std_r"), value(b, "std_g"),
                 value(b, "std_b"));
-    text_printf(t, "\"memory\":{\"ctx\":%d,\"weights\":%llu,\"activations\":%llu,\"gpu_estimate\":%llu}}\n", info->ctx,
-                (unsigned long long)f.weights, (unsigned long long)info->memory,
-                (unsigned long long)(f.weights + info->memory));
+    text_printf(t, "\"memory\":{\"ctx\":%d,\"weights\":%llu,\"activations\":%llu,\"gpu\":%llu,\"gpu_exact\":%s}}\n",
+                info->ctx, (unsigned long long)f.weights, (unsigned long long)info->memory, (unsigned long long)f.gpu,
+                f.gpu_exact ? "true" : "false");
 }

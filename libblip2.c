@@ -165,8 +165,10 @@ int blip2_start(blip2 *b, blip2_error *out) {
     if (b->device) return BLIP2_OK;
     const Backend *backend;
     const size_t S = (size_t)b->model.config.S;
-    if (device_find(&backend, &b->lim.ordinal, b->settings.device, &e)) return failed(out, BLIP2_BAD_MODEL, &e);
-    if (e.text[0]) snprintf(b->warning, sizeof b->warning, "%s", e.text);     // why "auto" does not take the GPU
+    const int found = device_find(&backend, &b->lim.ordinal, b->settings.device, &e);
+    if (found < 0) return failed(out, BLIP2_BAD_MODEL, &e);
+    if (found > 0) snprintf(b->why_cpu, sizeof b->why_cpu, "%s", e.text);
+    if (found == 2) snprintf(b->warning, sizeof b->warning, "%s", e.text);    // a GPU that will not do is worth a line
     if (backend == &backend_cpu && check_memory(b, backend, &e)) return failed(out, BLIP2_BAD_MODEL, &e);
     model_read_ahead(&b->model);
     if (!b->pixels) b->pixels = malloc(S * S * 3);
@@ -175,6 +177,14 @@ int blip2_start(blip2 *b, blip2_error *out) {
         return failed(out, BLIP2_BAD_MODEL, &e);
     }
     void *device = backend->open(&b->model, &b->lim, &e);
+    if (!device && backend != &backend_cpu && !strcmp(b->settings.device, "auto")) {    // the GPU is too small for this
+        fail_in(&e, "using the CPU");
+        const Err refused = e;
+        if (check_memory(b, backend = &backend_cpu, &e)) return failed(out, BLIP2_BAD_MODEL, &e);
+        snprintf(b->warning, sizeof b->warning, "%s", refused.text);
+        snprintf(b->why_cpu, sizeof b->why_cpu, "%s", refused.text);
+        device = backend->open(&b->model, &b->lim, &e);
+    }
     if (!device) return failed(out, BLIP2_BAD_MODEL, &e);
     b->backend = backend;
     b->device = device;
@@ -185,7 +195,7 @@ int blip2_device(const char *name, blip2_error *out) {
     const Backend *backend;
     int ordinal;
     Err e;
-    return device_find(&backend, &ordinal, name, &e) ? failed(out, BLIP2_BAD_MODEL, &e) : BLIP2_OK;
+    return device_find(&backend, &ordinal, name, &e) < 0 ? failed(out, BLIP2_BAD_MODEL, &e) : BLIP2_OK;
 }
 
 void blip2_close(blip2 *b) {
@@ -268,9 +278,16 @@ void blip2_describe(const blip2 *b, blip2_info *out, size_t size) {
         .parameters = m->parameters, .file_bytes = m->file_bytes, .tokenizer_bytes = m->tokenizer_bytes,
         .memory = backend_cpu.bytes_needed(m, &b->lim), .device = b->device ? b->backend->name : NULL,
         .threads = b->lim.threads, .tokenizer = tokenizer_kind(b->tokenizer), .ids = tokenizer_ids(b->tokenizer),
+        .why_cpu = b->device && *b->why_cpu ? b->why_cpu : NULL,
     };
     memset(out, 0, size);
     memcpy(out, &info, size < sizeof info ? size : sizeof info);
+}
+
+uint64_t blip2_memory_cuda(const blip2 *b) {
+    Err e;
+    const Backend *cuda = device_cuda(&e);
+    return cuda ? cuda->bytes_needed(&b->model, &b->lim) : 0;
 }
 
 int blip2_parameter_at(const blip2 *b, int i, blip2_parameter *out) {

@@ -182,9 +182,13 @@ typedef struct {
     int threads;                 // CPU threads of this handle
     const char *tokenizer;       // "byte-level BPE" or "unigram"
     int ids;                     // of the tokenizer: one more than the greatest
+    const char *why_cpu;         // once started with "auto": why that took the CPU; NULL when nothing else was tried
 } blip2_info;
 // size: sizeof *out
 BLIP2_API void blip2_describe(const blip2 *b, blip2_info *out, size_t size);
+// Bytes that the settings need on a GPU, weights included, of which there need be none; 0: this build has no CUDA backend.
+// Loads the backend, which takes a moment.
+BLIP2_API uint64_t blip2_memory_cuda(const blip2 *b);
 
 // Hyperparameter and tensor number i from 0; returns 0 behind the last one, otherwise 1.
 typedef struct { const char *name, *meaning; double value; int whole; } blip2_parameter;

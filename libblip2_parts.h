@@ -19,6 +19,7 @@ struct blip2 {
     uint8_t *pixels;             // (S,S,3)
     bool encoded;
     char warning[sizeof ((Err *)0)->text];
+    char why_cpu[sizeof ((Err *)0)->text];     // why "auto" took the CPU
 };
 
 // Copies the message to *out, unless that is NULL, and returns code.

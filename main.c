@@ -212,9 +212,11 @@ static int start(Program *p, Err *e) {
     }
     if (*blip2_warning(p->model)) remark(p, "warning: %s", blip2_warning(p->model));
     blip2_describe(p->model, &p->info, sizeof p->info);
-    if (p->o.verbose) fprintf(stderr, "time: load %.4f s\n", p->load_seconds);
-    if (p->o.verbose && p->info.device && !strcmp(p->info.device, "cpu"))
-        fprintf(stderr, "cpu: %s\n", blip2_cpu_isa(p->o.cpu_isa));
+    if (!p->o.verbose) return 0;
+    const char *why = p->info.why_cpu;
+    fprintf(stderr, "device: %s%s%s%s\n", p->info.device, why ? " (" : "", why ? why : "", why ? ")" : "");
+    if (p->info.device && !strcmp(p->info.device, "cpu")) fprintf(stderr, "cpu: %s\n", blip2_cpu_isa(p->o.cpu_isa));
+    fprintf(stderr, "time: load %.4f s\n", p->load_seconds);
     return 0;
 }
 

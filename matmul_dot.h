@@ -15,7 +15,8 @@
 // Not here: conversion of x, packing of w, blocking, threads.
 
 typedef float NAME(v) __attribute__((vector_size(4 * VW), aligned(4), may_alias));
-typedef int32_t NAME(vi) __attribute__((vector_size(4 * VW), aligned(1), may_alias));
+typedef int32_t NAME(vi) __attribute__((vector_size(4 * VW)));    // in registers: less aligned, gcc 12 spills them
+typedef int32_t NAME(vm) __attribute__((vector_size(4 * VW), aligned(1), may_alias));    // in memory
 #define V NAME(v)
 #define VI NAME(vi)
 #define INLINE static inline __attribute__((always_inline)) TARGET
@@ -66,17 +67,17 @@ INLINE VI NAME(pairs)(const int8_t *p) {
 INLINE void NAME(tile_mr)(float *out, size_t ldo, const float *base, size_t ldbase, const NarrowX *x, const void *w,
                           const float *wscale, int mr, int n, int K) {
     SUM acc[MR * PLANES][2];
-    const uint8_t *const packed = w;
+    const uint8_t *const packed = w, *const rows_of_x = x->data;
     const int units = (K + UNIT - 1) / UNIT, rows = mr * PLANES;
 #pragma GCC unroll 16
     for (int r = 0; r < rows; r++) acc[r][0] = acc[r][1] = (SUM){0};
     for (int k = 0; k < units; k++) {
         const uint8_t *const wk = packed + (size_t)k * 8 * VW;
-        const VI w0 = *(const VI *)wk, w1 = *(const VI *)(wk + 4 * VW);
+        const VI w0 = *(const NAME(vm) *)wk, w1 = *(const NAME(vm) *)(wk + 4 * VW);
 #pragma GCC unroll 16
         for (int r = 0; r < rows; r++) {
             int32_t unit;
-            memcpy(&unit, x->data + (size_t)(r / PLANES) * x->ld + (size_t)(r % PLANES) * x->low + 4 * (size_t)k, 4);
+            memcpy(&unit, rows_of_x + (size_t)(r / PLANES * ROW_BYTES + r % PLANES * BLOCK) + 4 * (size_t)k, 4);
             const VI xr = unit - (VI){0};
             acc[r][0] = DOT(acc[r][0], xr, w0);
             acc[r][1] = DOT(acc[r][1], xr, w1);
@@ -87,11 +88,10 @@ INLINE void NAME(tile_mr)(float *out, size_t ldo, const float *base, size_t ldba
 #pragma GCC unroll 16
     for (int r = 0; r < mr; r++) {
         const float s = IS_BF16 ? 1 : x->scale[(size_t)r * x->ldscale];
-#pragma GCC unroll 2
-        for (int h = 0; h < 2; h++) {
-            const SUM sum = PLANES == 2 ? (SUM)(acc[r * PLANES][h] * 256 + acc[r * PLANES + PLANES - 1][h]) : acc[r][h];
-            *(V *)(tile[r] + h * VW) = AS_FLOAT(sum) * s * *(V *)(scales + h * VW);
-        }
+        SUM a = acc[r * PLANES][0], b = acc[r * PLANES][1];
+        if (PLANES == 2) a = a * 256 + acc[r * PLANES + PLANES - 1][0], b = b * 256 + acc[r * PLANES + PLANES - 1][1];
+        *(V *)tile[r] = AS_FLOAT(a) * s * *(V *)scales;
+        *(V *)(tile[r] + VW) = AS_FLOAT(b) * s * *(V *)(scales + VW);
     }
     for (int r = 0; r < mr; r++)
         if (n == 2 * VW)
@@ -137,12 +137,12 @@ INLINE void NAME(rows_rw)(float *out, size_t ldo, const float *base, size_t ldba
 #pragma GCC unroll 16
             for (int r = 0; r < rw; r++) {
                 const uint8_t *p = first + (size_t)r * w->ld + c;
-                wv[r] = UNIT == 4 ? *(const VI *)p : PAIRS((const int8_t *)p);
+                wv[r] = UNIT == 4 ? *(const NAME(vm) *)p : PAIRS((const int8_t *)p);
             }
 #pragma GCC unroll 16
             for (int t = 0; t < T * PLANES; t++) {
-                const VI xt = *(const VI *)(x->data + (size_t)(t / PLANES) * x->ld + (size_t)(t % PLANES) * x->low +
-                                            (size_t)c * 4 / UNIT);
+                const uint8_t *const row = x->data + (size_t)(t / PLANES) * x->ld + (size_t)(t % PLANES) * x->low;
+                const VI xt = *(const NAME(vm) *)(row + (size_t)c * 4 / UNIT);
 #pragma GCC unroll 16
                 for (int r = 0; r < rw; r++) acc[r][t] = DOT(acc[r][t], xt, wv[r]);
             }
@@ -202,7 +202,7 @@ static TARGET void NAME(rows)(float *out, size_t ldo, const float *base, size_t 
 #endif
 
 const Narrow NAME(narrow) = {
-    AS, AS, MR, 2 * VW, BLOCK, FEW, NAME(tile),
+    AS, AS, MR, 2 * VW, BLOCK, true, FEW, NAME(tile),
 #if FEW > 0
     NAME(rows)
 #else

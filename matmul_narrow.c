@@ -222,9 +222,9 @@ static inline __attribute__((always_inline)) TARGET __m512 dpbf16(__m512 a, __m5
 #include "matmul_amx.h"
 
 // Few rows against int8 weights go as without AMX.
-const Narrow narrow_amx_int8 = {AS_BYTES, AS_INT16, 16, 32, BLOCK, 32, tile_amx_int8, rows_vnni512};
-const Narrow narrow_amx_bf16 = {AS_BF16, AS_BF16, 32, 32, 1024, 0, tile_amx_bf16, NULL};
-const Narrow narrow_amx_two = {AS_TWO_BF16, AS_TWO_BF16, 32, 32, 1024, 0, tile_amx_two, NULL};
+const Narrow narrow_amx_int8 = {AS_BYTES, AS_INT16, 16, 32, BLOCK, false, 32, tile_amx_int8, rows_vnni512};
+const Narrow narrow_amx_bf16 = {AS_BF16, AS_BF16, 32, 32, 1024, false, 0, tile_amx_bf16, NULL};
+const Narrow narrow_amx_two = {AS_TWO_BF16, AS_TWO_BF16, 32, 32, 1024, false, 0, tile_amx_two, NULL};
 #endif
 
 #if defined(__aarch64__) || defined(MATMUL_TWINS)
@@ -236,7 +236,7 @@ const Narrow narrow_amx_two = {AS_TWO_BF16, AS_TWO_BF16, 32, 32, 1024, 0, tile_a
 #define FEW 16
 #ifndef MATMUL_TWINS
 static inline __attribute__((always_inline)) int32x4_t sdot(int32x4_t a, int32x4_t x, int32x4_t w) {
-    __asm__(".arch_extension dotprod\n\tsdot %0.4s, %1.16b, %2.16b" : "+w"(a) : "w"(x), "w"(w));
+    __asm__(".arch armv8.2-a+dotprod\n\tsdot %0.4s, %1.16b, %2.16b" : "+w"(a) : "w"(x), "w"(w));
     return a;
 }
 #define DOT(a, x, w) (VI)sdot((int32x4_t)(a), (int32x4_t)(x), (int32x4_t)(w))
@@ -299,6 +299,16 @@ static void prefetch(const uint8_t *p, size_t ld, int from, int to, size_t bytes
         for (size_t i = 0; i < bytes; i += 64) __builtin_prefetch(p + (size_t)r * ld + i, 0, 2);
 }
 
+// A tile at addresses that the loops know in advance.
+static NarrowX copy_tile(uint8_t *to, const NarrowX *x, int mr, size_t K, int as) {
+    for (size_t r = 0; r < (size_t)mr; r++) {
+        const uint8_t *from = x->data + r * x->ld;
+        memcpy(to + r * ROW_BYTES, from, as == AS_BYTES ? K : 2 * K);
+        if (as == AS_BYTES) memcpy(to + r * ROW_BYTES + BLOCK, from + x->low, K);
+    }
+    return (NarrowX){to, ROW_BYTES, BLOCK, x->scale, x->ldscale};
+}
+
 static void block_job(void *arg, int job, int thread) {
     static const float zeros[NARROW_COLUMNS];
     const Product *p = arg;
@@ -319,8 +329,9 @@ static void block_job(void *arg, int job, int thread) {
         for (int m = 0; m < M; m += MR) {
             const int mr = min_int(MR, M - m);
             const size_t row = (size_t)(m0 + m);
-            const NarrowX x = {p->x.data + row * p->x.ld + x_at, p->x.ld, p->x.low,
-                               p->scale + row * p->x.ldscale + k / BLOCK, p->x.ldscale};
+            NarrowX x = {p->x.data + row * p->x.ld + x_at, p->x.ld, p->x.low,
+                         p->scale + row * p->x.ldscale + k / BLOCK, p->x.ldscale};
+            if (p->n->copied) x = copy_tile(packed + NARROW_PACKED - 16 * ROW_BYTES, &x, mr, padded(K), p->as);
             if (!last)                        // a share of the weights of the next step, into the level 2 cache
                 prefetch(weight_at(&p->w, (size_t)n0, (size_t)(k + KC)), row_bytes, m * N / M, (m + mr) * N / M,
                          bytes_of(&p->w, (size_t)min_int(KC, p->C - k - KC)));

@@ -21,7 +21,8 @@ enum {
     BLOCK = 512,                 // columns of x with a scale in common
     X_MAX = 127 * 256 + 127,     // so that the high byte of X_MAX + 128 is still a signed byte
     NARROW_COLUMNS = 96,         // of out in a job, a multiple of every NR
-    NARROW_PACKED = NARROW_COLUMNS * 1024 * 2,     // bytes of packed weights a thread needs
+    ROW_BYTES = 2 * BLOCK + 64,      // between rows of a tile of x that is copied; an odd number of cache lines
+    NARROW_PACKED = NARROW_COLUMNS * 1024 * 2 + 16 * ROW_BYTES,    // bytes of packed weights and of a tile, per thread
     NARROW_X = 8 << 20           // bytes of converted x; more rows than fit are done in several passes
 };
 
@@ -42,6 +43,7 @@ typedef struct {
 typedef struct {
     int as, few_as;              // x for tile() and for rows()
     int MR, NR, KC;              // rows and columns of a tile, columns in a step
+    bool copied;                 // tile() wants rows of x ROW_BYTES apart, low parts BLOCK bytes behind the high ones
     int few;                     // most rows of x that rows() is for
     // x (mr,K) and w, packed: units of four bytes, (K/2 or K/4,NR), zero behind n and from K to the next multiple of
     // 64 -> out (mr,n) = base (mr,n) + x w^T; wscale (n) of int8

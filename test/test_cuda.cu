@@ -1,8 +1,9 @@
 // test/test_cuda.cu: the CUDA backend against the CPU path: stages, tokens, and each launcher on odd shapes.
 //
-// In order: device buffers with canaries; dense layers of every dtype; attention over sequences and over the past;
-// the tiny models and fixtures of every dtype end to end. Built by nvcc for a card (make test-cuda) and by g++ for the
-// simulator (make test-cuda-sim). blip2.cu is included, so that its launchers can be called.
+// In order: dense layers of every dtype; attention over sequences; the rest (cuda_passes.h, cuda_layer_tests.h); whole
+// models (tiny ones, fixtures of every dtype, the demo): stages, tokens, two runs that must agree to the bit. Built by nvcc
+// for a card (make test-cuda) and by g++ for the simulator (make test-cuda-sim). blip2.cu is included, so that its
+// launchers can be called. Arguments: parts of the names of the tests that are to run.
 // Not here: speed (dev/cuda/), what is chosen from given logits (test_generate.c).
 #include "../blip2.cu"
 
@@ -10,117 +11,22 @@ extern "C" {
 #include "../matmul.h"
 #include "fixture.h"
 }
-#include "check.h"
+#include "cuda_buffers.h"
+#include "cuda_layer_tests.h"
 
-#include <string>
 #include <unistd.h>
-#include <vector>
-
-static Tally tally;
 
 // ---------------------------------------------------------------------------------------------------------
-// Buffers: 64 bytes of canary on either side, and NaN where nothing was put.
+// Dense layers.
 
-enum { GUARD = 256 };
-
-struct Buffer { uint8_t *base; size_t bytes; };
-
-static Buffer buffer_of(size_t bytes, const void *from) {
-    Buffer b = {NULL, bytes};
-    std::vector<uint8_t> host(bytes + 2 * GUARD, 0xFF);   // NaN in f32 and bf16
-    if (from) memcpy(host.data() + GUARD, from, bytes);
-    CUDA_CHECK(cudaMalloc((void **)&b.base, host.size()));
-    CUDA_CHECK(cudaMemcpy(b.base, host.data(), host.size(), cudaMemcpyHostToDevice));
-    return b;
-}
-template <typename T> static T *at(const Buffer &b) { return (T *)(b.base + GUARD); }
-
-static void fetch(void *to, Buffer b, const char *what) {
-    std::vector<uint8_t> host(b.bytes + 2 * GUARD);
-    CUDA_CHECK(cudaDeviceSynchronize());
-    CUDA_CHECK(cudaMemcpy(host.data(), b.base, host.size(), cudaMemcpyDeviceToHost));
-    int bad = 0;
-    for (int i = 0; i < GUARD; i++) bad += host[i] != 0xFF || host[host.size() - 1 - i] != 0xFF;
-    EXPECT(&tally, bad == 0, "%s: %d bytes beside the output were written", what, bad);
-    memcpy(to, host.data() + GUARD, b.bytes);
-    CUDA_CHECK(cudaFree(b.base));
-}
-
-static uint16_t round_bf16(float x) {
-    uint32_t u;
-    memcpy(&u, &x, sizeof u);
-    return (uint16_t)((u + 0x7FFF + (u >> 16 & 1)) >> 16);
-}
-static float widen(uint16_t x) {
-    const uint32_t u = (uint32_t)x << 16;
-    float f;
-    memcpy(&f, &u, sizeof f);
-    return f;
-}
-
-static std::vector<float> numbers(size_t n, uint32_t seed, bool bf16_exact) {
-    std::vector<float> x(n);
-    for (float &v : x) {
-        v = (float)(fixture_random(&seed) % 20001) / 10000 - 1;
-        if (bf16_exact) v = widen(round_bf16(v));
-    }
-    return x;
-}
-static std::vector<uint16_t> narrow(const std::vector<float> &x) {
-    std::vector<uint16_t> y(x.size());
-    for (size_t i = 0; i < x.size(); i++) y[i] = round_bf16(x[i]);
-    return y;
-}
-
-// Relative L2 against the CPU: f32 differs in the order of sums; bf16 also by the rounding of results and norms.
-static const double F32_BOUND = 2e-6, BF16_BOUND = 6e-3;
-
-// ---------------------------------------------------------------------------------------------------------
-// Dense layers. A weight of any dtype as it lies in a file, and its values.
-
-struct Weight { std::vector<uint8_t> bytes; size_t scale_at; std::vector<float> values; };
-
-static Weight weight_of(int dtype, int OC, int C, uint32_t seed) {
-    Weight w = {};
-    w.values = numbers((size_t)OC * C, seed, dtype == DT_BF16);
-    const int G = (C + 31) / 32;
-    const size_t n = dtype == DT_F32 ? (size_t)OC * C * 4 : dtype == DT_BF16 ? (size_t)OC * C * 2
-                   : dtype == DT_INT8 ? (size_t)OC * C : (size_t)OC * G * 16;
-    w.scale_at = (n + 255) / 256 * 256;
-    w.bytes.resize(w.scale_at + (size_t)OC * (dtype == DT_INT8 ? 4 : G * 2), 0);
-    if (dtype == DT_INT4) memset(w.bytes.data(), 0x88, n);
-    for (int o = 0; o < OC; o++)
-        for (int c = 0; c < C; c++) {
-            const size_t i = (size_t)o * C + c;
-            float &v = w.values[i];
-            if (dtype == DT_F32) memcpy(&w.bytes[i * 4], &v, 4);
-            else if (dtype == DT_BF16) {
-                const uint16_t h = round_bf16(v);
-                memcpy(&w.bytes[i * 2], &h, 2);
-            } else if (dtype == DT_INT8) {
-                const float scale = 0.01f + 0.001f * (o % 5);
-                const int q = (int)(v * 127);
-                w.bytes[i] = (uint8_t)(int8_t)q;
-                memcpy(&w.bytes[w.scale_at + (size_t)o * 4], &scale, 4);
-                v = q * scale;
-            } else {
-                const size_t group = (size_t)o * G + c / 32;
-                const uint16_t half = (uint16_t)(0x3000 + group % 7 * 64);   // 0.125 * (1 + k/16)
-                const int q = (int)(v * 7), j = c % 32;
-                uint8_t *byte = &w.bytes[group * 16 + j % 16];
-                *byte = (uint8_t)(j < 16 ? (*byte & 0xF0) | (q + 8) : (*byte & 0x0F) | (q + 8) << 4);
-                memcpy(&w.bytes[w.scale_at + group * 2], &half, 2);
-                v = q * 0.125f * (1 + (group % 7) / 16.0f);
-            }
-        }
-    return w;
-}
-
-// form: 0 rows kernel, 1 the same with a norm in front, 2 own tensor-core kernel, 3 the library
-template <typename T> static void test_dense(int dtype, int form, int rows, int OC, int C, int act, bool gated) {
+// form: 0 rows kernel, 1 the same with a norm in front, 2 own tensor-core kernel, 3 the library, 4 tiles of 88 rows;
+// shared_most: of the device, 0 for all there is; little of it splits columns over blocks
+template <typename T>
+static void test_dense(int dtype, int form, int rows, int OC, int C, int act, bool gated, int shared_most = 0) {
     char what[128];
-    snprintf(what, sizeof what, "dense dtype %d, %zu-byte activations, form %d, (%d,%d) x (%d,%d)%s", dtype, sizeof(T), form,
-             rows, C, OC, C, gated ? ", gated" : "");
+    snprintf(what, sizeof what, "dense dtype %d, %zu-byte activations, form %d, (%d,%d) x (%d,%d)%s", dtype, sizeof(T),
+             form, rows, C, OC, C, gated ? ", gated" : "");
+    if (!wanted(what)) return;
     const bool small = sizeof(T) == 2;
     const Weight w = weight_of(dtype, OC * (gated ? 2 : 1), C, 7 + OC);
     std::vector<float> x = numbers((size_t)rows * C, 3, small && form != 1), b = numbers(OC, 5, small);
@@ -157,17 +63,54 @@ template <typename T> static void test_dense(int dtype, int form, int rows, int 
     CUDA_CHECK(cudaDeviceGetAttribute(&dev.sms, cudaDevAttrMultiProcessorCount, 0));
     CUDA_CHECK(cudaDeviceGetAttribute(&dev.shared_most, cudaDevAttrMaxSharedMemoryPerBlockOptin, 0));
     dev.sms = dev.sms > 4 ? 4 : dev.sms;   // so that blocks take several turns
-    if (form < 2) EXPECT(&tally, rows_dense<T>(0, d, dev), "%s: does not fit", what);
-    else gemm(0, d);
+    if (shared_most) dev.shared_most = shared_most;
+    Lt lt = {};
+    const size_t workspace = form == 4 ? 1 << 18 : 1 << 16;
+    Buffer scratch = buffer_of(workspace, NULL), tickets = buffer_of(64 * sizeof(int), NULL);   // as many as it has units
+    CUDA_CHECK(cudaMemset(at<void>(tickets), 0, tickets.bytes));
+    dev.partial = at<float>(scratch), dev.partial_bytes = workspace, dev.tickets = at<int>(tickets);
+    if (form < 2) {
+        EXPECT(&tally, rows_dense<T>(0, d, dev), "%s: does not fit", what);
+        CUDA_CHECK(cudaDeviceSynchronize());
+        std::vector<int> left(64);
+        CUDA_CHECK(cudaMemcpy(left.data(), at<int>(tickets), left.size() * sizeof(int), cudaMemcpyDeviceToHost));
+        int taken = 0;
+        for (int n : left) taken += n != 0;
+        EXPECT(&tally, taken == 0, "%s: %d tickets were not given back", what, taken);
+    } else if (form == 2) gemm(0, d);
+    else if (form == 4) {
+        EXPECT(&tally, tile_fits(d), "%s: no shape for it", what);
+        dev.sms *= 8;
+        tile_dense(0, d, dev);
+    }
+    else {
+        CUBLAS_CHECK(cublasLtCreate(&lt.handle));
+        lt.workspace = at<void>(scratch), lt.workspace_bytes = workspace;
+        EXPECT(&tally, lt_dense(0, &lt, d, at<float>(db), act == ACT_RELU), "%s: the library cannot", what);
+    }
     std::vector<float> got(want.size());
     fetch(got.data(), out, what);
     const Diff diff = diff_floats(got.data(), want.data(), want.size());
     const double bound = small ? BF16_BOUND : F32_BOUND;
     EXPECT(&tally, diff.rel_l2 <= bound, "%s: %.2e, bound %.0e", what, diff.rel_l2, bound);
-    for (Buffer *u : {&dw, &dx32, &dx, &db, &dnw, &dnb}) CUDA_CHECK(cudaFree(u->base));
+    lt_close(&lt);
+    for (Buffer *u : {&dw, &dx32, &dx, &db, &dnw, &dnb, &scratch, &tickets}) CUDA_CHECK(cudaFree(u->base));
 }
 
 static void test_dense_layers(void) {
+    for (int dtype : {DT_BF16, DT_INT8, DT_INT4}) {   // tensor cores, up to 64 rows
+        const bool split = dtype != DT_BF16;
+        test_dense<bf16>(dtype, 1, 4, 40, 336, ACT_GELU, true);
+        test_dense<bf16>(dtype, 0, 5, 23, 336, ACT_NONE, true, 80 << 10);
+        test_dense<bf16>(dtype, 1, 2, 7, 1040, ACT_RELU, false, 80 << 10);
+        test_dense<bf16>(dtype, 0, 13, 23, 208, ACT_NONE, split, 100 << 10);
+        test_dense<bf16>(dtype, 0, 29, 40, 544, ACT_NONE, !split, 64 << 10);
+        test_dense<bf16>(dtype, 0, 64, 50, 176, ACT_RELU, split);
+    }
+    test_dense<bf16>(DT_BF16, 4, 88, 130, 136, ACT_GELU, false);
+    test_dense<bf16>(DT_BF16, 4, 67, 24, 1096, ACT_GELU, true);   // columns split over two blocks
+    test_dense<bf16>(DT_BF16, 3, 70, 40, 64, ACT_RELU, false);
+    test_dense<float>(DT_F32, 3, 20, 24, 40, ACT_NONE, false);
     const int shapes[][2] = {{40, 64}, {7, 33}, {130, 160}, {65, 588}};
     for (const auto &s : shapes) {
         for (int rows : {1, 2, 3, 8, 11}) {
@@ -175,34 +118,38 @@ static void test_dense_layers(void) {
             for (int dtype : {DT_F32, DT_BF16, DT_INT8, DT_INT4})
                 test_dense<bf16>(dtype, rows % 2, rows, s[0], s[1], ACT_GELU, rows == 2);
         }
-        for (int dtype : {DT_F32, DT_BF16, DT_INT8, DT_INT4}) test_dense<bf16>(dtype, 2, 70, s[0], s[1], ACT_RELU, false);
+        for (int dtype : {DT_F32, DT_BF16, DT_INT8, DT_INT4})
+            test_dense<bf16>(dtype, 2, 70, s[0], s[1], ACT_RELU, false);
     }
 }
+
+#include "cuda_passes.h"
 
 // ---------------------------------------------------------------------------------------------------------
 // Attention over whole sequences.
 
-template <typename T> static void test_attention(int A, int H, bool causal, bool biased) {
-    const int Tq[3] = {5, 70, 1}, B = 3, D = H * A, ld = 3 * D, rows = 76, ldb = 2 * 70 - 1;
+template <typename T> static void test_attention(int A, int H, bool causal, bool biased, int most = 70) {
+    const int Tq[3] = {5, most, 1}, B = 3, D = H * A, ld = 3 * D, rows = most + 6, ldb = 2 * most - 1;
     char what[96];
-    snprintf(what, sizeof what, "attention, %zu bytes, heads of %d%s%s", sizeof(T), A, causal ? ", causal" : "",
-             biased ? ", biased" : "");
+    snprintf(what, sizeof what, "attention, %zu bytes, heads of %d, %d keys%s%s", sizeof(T), A, most,
+             causal ? ", causal" : "", biased ? ", biased" : "");
+    if (!wanted(what)) return;
     const bool small = sizeof(T) == 2;
     std::vector<float> qkv = numbers((size_t)rows * ld, 17, small), bias = numbers((size_t)H * ldb, 19, false);
-    std::vector<float> want((size_t)rows * D), got(want.size());
+    std::vector<float> want((size_t)rows * D);
     int first[4] = {0};
     for (int b = 0; b < B; b++) first[b + 1] = first[b] + Tq[b];
     for (int b = 0; b < B; b++)
         for (int h = 0; h < H; h++)
             for (int i = 0; i < Tq[b]; i++) {
-                double s[70], sum = 0, top = -1e30;
+                double s[160], sum = 0, top = -1e30;
                 const int n = causal ? i + 1 : Tq[b];
                 for (int j = 0; j < n; j++) {
                     s[j] = 0;
                     for (int k = 0; k < A; k++)
                         s[j] += (double)qkv[(size_t)(first[b] + i) * ld + h * A + k] *
                                 qkv[(size_t)(first[b] + j) * ld + D + h * A + k];
-                    s[j] = s[j] * 0.3f + (biased ? bias[h * ldb + 69 + j - i] : 0);
+                    s[j] = s[j] * 0.3f + (biased ? bias[h * ldb + most - 1 + j - i] : 0);
                     top = fmax(top, s[j]);
                 }
                 for (int j = 0; j < n; j++) sum += s[j] = exp(s[j] - top);
@@ -218,24 +165,19 @@ template <typename T> static void test_attention(int A, int H, bool causal, bool
     Buffer out = buffer_of(want.size() * sizeof(T), NULL);
     Attention a = {};
     a.out = at<void>(out), a.q = at<T>(in), a.k = at<T>(in) + D, a.v = at<T>(in) + 2 * D, a.ldq = a.ldkv = ld;
-    a.q_first = a.k_first = at<int>(list), a.bias = biased ? at<float>(table) + 69 : NULL, a.ldb = ldb;
-    a.scale = 0.3f, a.causal = causal, a.B = B, a.H = H, a.A = A, a.max_q = 70;
+    a.q_first = a.k_first = at<int>(list), a.bias = biased ? at<float>(table) + most - 1 : NULL, a.ldb = ldb;
+    a.scale = 0.3f, a.causal = causal, a.B = B, a.H = H, a.A = A, a.max_q = most;
     attention<T>(0, a);
     std::vector<T> raw(want.size());
     fetch(raw.data(), out, what);
-    for (size_t i = 0; i < raw.size(); i++) {
-        if constexpr (sizeof(T) == 2) got[i] = widen(raw[i]);
-        else got[i] = raw[i];
-    }
-    const Diff diff = diff_floats(got.data(), want.data(), want.size());
-    const double bound = small ? BF16_BOUND : F32_BOUND;
-    EXPECT(&tally, diff.rel_l2 <= bound, "%s: %.2e, bound %.0e", what, diff.rel_l2, bound);
+    expect_near(raw, want, what);
     for (Buffer *u : {&in, &list, &table}) CUDA_CHECK(cudaFree(u->base));
 }
 
 static void test_attentions(void) {
     for (int A : {8, 32, 40, 88, 128, 136}) test_attention<bf16>(A, 2, A % 3 == 0, A % 5 == 0);
     test_attention<bf16>(16, 2, true, true);
+    test_attention<bf16>(24, 1, false, false, 150);   // three tiles of keys: both buffers are filled anew
     test_attention<bf16>(6, 2, true, false);      // no multiple of 8: the plain kernel
     for (int A : {5, 88, 200}) test_attention<float>(A, 2, A == 88, A == 5);
 }
@@ -258,8 +200,14 @@ static std::vector<uint8_t> pixels_of(const Config *c, int B) {
     return p;
 }
 
-// Stages of the first pass, one prompt. Returns the largest relative error.
-static void test_stages(const Model *m, const char *what, double bound) {
+static double logit_bound(bool f32);
+
+// Stages of the first pass, one prompt.
+static void test_stages(const Model *m, const char *model, bool f32) {
+    const double bound = f32 ? 1e-5 : 3e-2;
+    char what[96];
+    snprintf(what, sizeof what, "%s: stages", model);
+    if (!wanted(what)) return;
     Stages cpu, gpu;
     Err e;
     const std::vector<uint8_t> pixels = pixels_of(&m->config, 1);
@@ -281,21 +229,141 @@ static void test_stages(const Model *m, const char *what, double bound) {
     }
     EXPECT(&tally, cpu.x.size() == gpu.x.size() && cpu.x.size() > 8, "%s: %zu stages, expected %zu", what, gpu.x.size(),
            cpu.x.size());
-    double worst = 0;
+    double worst = 0, off = -1;
     for (size_t i = 0; i < cpu.x.size() && i < gpu.x.size(); i++) {
         EXPECT(&tally, cpu.name[i] == gpu.name[i] && cpu.x[i].size() == gpu.x[i].size(), "%s: stage %zu is %s, not %s",
                what, i, gpu.name[i].c_str(), cpu.name[i].c_str());
         if (cpu.x[i].size() != gpu.x[i].size()) continue;
         const Diff d = diff_floats(gpu.x[i].data(), cpu.x[i].data(), cpu.x[i].size());
-        EXPECT(&tally, d.rel_l2 <= bound, "%s: %s differs by %.2e, bound %.0e", what, cpu.name[i].c_str(), d.rel_l2, bound);
+        EXPECT(&tally, d.rel_l2 <= bound, "%s: %s differs by %.2e, bound %.0e", what, cpu.name[i].c_str(), d.rel_l2,
+               bound);
         worst = fmax(worst, d.rel_l2);
+        if (cpu.name[i] != "logits") continue;
+        double squares = 0;
+        for (float x : cpu.x[i]) squares += (double)x * x;
+        off = d.max_abs / sqrt(squares / cpu.x[i].size());
+        EXPECT(&tally, off <= logit_bound(f32), "%s: a logit is off by %.2e, bound %.0e", what, off, logit_bound(f32));
     }
-    printf("%s: %zu stages, largest error %.2e (bound %.0e)\n", what, cpu.x.size(), worst, bound);
+    EXPECT(&tally, off >= 0, "%s: no logits among the stages", what);
+    printf("%s: %zu, largest error %.2e (bound %.0e), of a logit %.2e (bound %.0e)\n", what, cpu.x.size(), worst, bound,
+           off, logit_bound(f32));
+}
+
+// What the CPU had to choose from, seen at the only place where logits are turned into tokens (the linker puts
+// __wrap_search_step in front of generate.c's): per choice the distance of the two largest, over the root mean square.
+static struct { bool on; int rows, V; std::vector<float> margin; } watched;
+
+extern "C" bool __real_search_step(Search *s, Step *out, const float *logits);
+extern "C" bool __wrap_search_step(Search *s, Step *out, const float *logits) {
+    for (int row = 0; watched.on && row < watched.rows; row++) {
+        const float *x = logits + (size_t)row * watched.V;
+        float first = -INFINITY, second = -INFINITY;
+        double squares = 0;
+        for (int i = 0; i < watched.V; i++) {
+            squares += (double)x[i] * x[i];
+            if (x[i] > first) second = first, first = x[i];
+            else if (x[i] > second) second = x[i];
+        }
+        watched.margin.push_back((float)((first - second) / sqrt(squares / watched.V)));
+    }
+    return __real_search_step(s, out, logits);
+}
+
+// The largest difference of a logit, over the root mean square of its row, that rounding may make. Candidates that lie
+// further apart than twice that are in the same order on both sides.
+static double logit_bound(bool f32) { return f32 ? 1e-4 : 0.1; }
+
+// Greedy, three prompts about two images: the tokens must be equal as long as the CPU's two best candidates lie further
+// apart than the bound; behind the first other token the two sides answer different questions.
+static void test_greedy(const Model *m, const char *model, bool f32, int max_new) {
+    char what[96];
+    snprintf(what, sizeof what, "%s: greedy", model);
+    if (!wanted(what)) return;
+    Err e;
+    const int a[] = {3, 5, 4, 2, 6}, b2[] = {7, 2}, c3[] = {2, 9, 8, 8, 8, 1, 4};
+    const Prompt prompts[] = {{a, 5, 1}, {b2, 2, 0}, {c3, 7, 1}};
+    const int B = 3;
+    const std::vector<uint8_t> pixels = pixels_of(&m->config, 2);
+    Limits lim = {};
+    lim.B = B, lim.R = B, lim.prompt = 8, lim.max_new = max_new, lim.threads = 1;
+    Choice how = {};
+    how.beams = how.captions = 1, how.max_new = max_new, how.repeat_penalty = how.temp = how.top_p = 1;
+    std::vector<int> token[2];
+    std::vector<char> ended;
+    watched = {true, B, m->config.V, {}};
+    for (int side = 0; side < 2; side++) {
+        const Backend *b = side ? &backend_cuda : &backend_cpu;
+        void *run = b->open(m, &lim, &e);
+        EXPECT(&tally, run, "%s: %s", what, e.text);
+        if (!run) return;
+        b->encode(run, pixels.data(), 2);
+        b->prompt(run, prompts, B, &how);
+        Step step;
+        while (b->step(run, &step))
+            for (int i = 0; i < B; i++) {
+                token[side].push_back(step.token[i]);
+                if (!side) ended.push_back(step.ended[i]);
+            }
+        watched.on = false;
+        b->close(run);
+    }
+    const double bound = 2 * logit_bound(f32);
+    int equal = 0, close = 0;
+    for (int row = 0; row < B; row++)
+        for (size_t i = row; i < token[0].size(); i += B) {
+            const bool same = i < token[1].size() && token[0][i] == token[1][i];
+            EXPECT(&tally, same || watched.margin[i] <= bound, "%s: row %d, token %zu is another one, although the two"
+                   " best lie %.3g apart (bound %.3g)", what, row, i / B, watched.margin[i], bound);
+            equal += same;
+            close += watched.margin[i] <= bound;
+            if (!same || ended[i]) break;
+        }
+    printf("%s: %d tokens equal, %d choices closer than %.3g\n", what, equal, close, bound);
+}
+
+// The same image and prompt twice, once as single kernels and once from the graphs: the same bits.
+static void test_repeat(const Model *m, const char *model) {
+    char what[96];
+    snprintf(what, sizeof what, "%s: two runs", model);
+    if (!wanted(what)) return;
+    Err e;
+    const int ids[] = {3, 5, 4, 2, 6};
+    const Prompt prompt = {ids, 5, 0};
+    const std::vector<uint8_t> pixels = pixels_of(&m->config, 1);
+    Limits lim = {};
+    lim.B = 1, lim.R = 3, lim.prompt = 8, lim.max_new = 5, lim.threads = 1;
+    Choice how = {};
+    how.beams = 3, how.captions = 1, how.max_new = how.min_new = 5, how.repeat_penalty = how.temp = how.top_p = 1;
+    how.length_penalty = 1;
+    void *run = backend_cuda.open(m, &lim, &e);
+    EXPECT(&tally, run, "%s: %s", what, e.text);
+    if (!run) return;
+    std::vector<int> tokens[3];
+    std::vector<float> logprobs[3];
+    double score[3];
+    for (int k = 0; k < 3; k++) {
+        Step step;
+        backend_cuda.encode(run, pixels.data(), 1);
+        backend_cuda.prompt(run, &prompt, 1, &how);
+        while (backend_cuda.step(run, &step)) {}
+        const Hypothesis h = backend_cuda.result(run, 0, 0);
+        tokens[k].assign(h.tokens, h.tokens + h.n), logprobs[k].assign(h.logprobs, h.logprobs + h.n);
+        score[k] = h.score;
+    }
+    for (int k = 1; k < 3; k++)
+        EXPECT(&tally, tokens[k] == tokens[0] && !memcmp(&score[k], &score[0], sizeof score[0]) &&
+               !memcmp(logprobs[k].data(), logprobs[0].data(), logprobs[0].size() * sizeof(float)),
+               "%s: run %d differs from the first: score %.9g, %.9g", what, k, score[k], score[0]);
+    backend_cuda.close(run);
 }
 
 // Three prompts about two images at once, by every way of choosing. In f32 all tokens must be equal; where bf16
 // decides otherwise, the CPU must have found the other token nearly as good (its score within `slack`).
-static void test_tokens(const Model *m, const char *what, double slack) {
+static void test_tokens(const Model *m, const char *model, bool f32) {
+    const double slack = f32 ? 0 : 0.05;
+    char what[96];
+    snprintf(what, sizeof what, "%s: tokens", model);
+    if (!wanted(what)) return;
     Err e;
     const int a[] = {3, 5, 4, 2, 6}, b2[] = {7, 2}, c3[] = {2, 9, 8, 8, 8, 1, 4};
     const Prompt prompts[] = {{a, 5, 1}, {b2, 2, 0}, {c3, 7, 1}};
@@ -308,7 +376,8 @@ static void test_tokens(const Model *m, const char *what, double slack) {
     int same = 0, all = 0;
     for (int kind = 0; kind < 4; kind++) {   // greedy, beams, sampling, and greedy again: from the graph
         Choice how = {};
-        how.beams = kind == 1 ? 4 : 1, how.captions = kind == 1 ? 2 : kind == 2 ? 3 : 1, how.max_new = 6, how.min_new = 3;
+        how.beams = kind == 1 ? 4 : 1, how.captions = kind == 1 ? 2 : kind == 2 ? 3 : 1;
+        how.max_new = 6, how.min_new = 3;
         how.length_penalty = 1, how.repeat_penalty = kind == 1 ? 1.5 : 1, how.sample = kind == 2, how.temp = 1.3;
         how.top_p = kind == 2 ? 0.9 : 1, how.top_k = kind == 2 ? 20 : 0, how.seed = 5;
         for (int side = 0; side < 2; side++) {
@@ -337,29 +406,39 @@ static void test_tokens(const Model *m, const char *what, double slack) {
     backend_cuda.close(gpu);
 }
 
+static void test_model(const Model *m, const char *what) {
+    const bool f32 = m->vit.patch_w.dtype == DT_F32 && m->lm.tok.dtype == DT_F32;
+    test_stages(m, what, f32);
+    test_tokens(m, what, f32);
+    test_greedy(m, what, f32, 6);
+    test_repeat(m, what);
+}
+
 static void test_models(void) {
     const char *files[] = {"test/data/tiny_opt.bin", "test/data/tiny_t5.bin"};
     Err e;
     Model m;
     for (const char *path : files) {
         if (model_open(&m, path, &e)) { EXPECT(&tally, 0, "%s", e.text); continue; }
-        const bool f32 = m.vit.patch_w.dtype == DT_F32;
-        test_stages(&m, path, f32 ? 1e-5 : 3e-2);
-        test_tokens(&m, path, f32 ? 0 : 0.05);
+        test_model(&m, path);
+        model_close(&m);
+    }
+    if (model_open(&m, "demo/demo.bin", &e)) EXPECT(&tally, 0, "%s", e.text);
+    else {
+        test_greedy(&m, "demo/demo.bin", m.vit.patch_w.dtype == DT_F32, 4);
         model_close(&m);
     }
     for (int family : {OPT, T5})
         for (int dtype : {DT_F32, DT_BF16, DT_INT8, DT_INT4}) {
+            char what[64], path[64];
+            snprintf(what, sizeof what, "fixture of family %d, dtype %d", family, dtype);
+            snprintf(path, sizeof path, "build/test_cuda.%d.bin", (int)getpid());
             const Config c = fixture_config(family);
             Fixture f = fixture_make(&c, dtype, "none", 4, 12345);
-            const char *path = "build/test_cuda.bin";
-            char what[64];
-            snprintf(what, sizeof what, "fixture of family %d, dtype %d", family, dtype);
             fixture_write(path, f.data, f.n);
-            if (model_open(&m, path, &e)) SKIP(&tally, "%s: %s", what, e.text);
+            if (model_open(&m, path, &e)) EXPECT(&tally, 0, "%s: %s", what, e.text);
             else {
-                test_stages(&m, what, dtype == DT_F32 ? 1e-5 : 3e-2);
-                test_tokens(&m, what, dtype == DT_F32 ? 0 : 0.05);
+                test_model(&m, what);
                 model_close(&m);
             }
             fixture_free(&f);
@@ -367,8 +446,9 @@ static void test_models(void) {
         }
 }
 
-int main(void) {
+int main(int argc, char **argv) {
     int n = 0;
+    chosen.assign(argv + 1, argv + argc);
     if (cudaGetDeviceCount(&n) != cudaSuccess || n == 0) {
         const bool required = getenv("REQUIRE_GPU") && *getenv("REQUIRE_GPU") == '1';
         if (required) EXPECT(&tally, n > 0, "no GPU on this machine");
@@ -378,6 +458,8 @@ int main(void) {
     }
     test_dense_layers();
     test_attentions();
+    test_passes();
+    test_layers();
     test_models();
     CUDA_CHECK(cudaDeviceSynchronize());
 #ifdef CUDA_SIM

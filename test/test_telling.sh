@@ -28,7 +28,7 @@ for model in opt t5; do
         # the sizes add up: every tensor has a dtype, and the file holds them all
         jq -e --argjson size "$(wc -c <$file)" '.bytes == $size and ([.dtypes[].tensors] | add) == .tensors and
             ([.dtypes[].bytes] | add) == .memory.weights and .memory.weights < .bytes and .defaults.beams == 5 and
-            .memory.gpu_estimate > .memory.weights and .hyperparameters.S == .preprocessing.side and
+            (.memory.gpu == null or .memory.gpu > .memory.weights) and .hyperparameters.S == .preprocessing.side and
             .family == "'$model'"' "$tmp/json" >/dev/null && ok || bad "--info --json of $model: $(cat "$tmp/json")"
     else skip "no jq"; fi
 done
@@ -46,6 +46,7 @@ large=$("$blip2" -m test/data/tiny_t5.bin --info --ctx 4000 -b 8 | grep '^memory
 for stage in load image vit qformer prompt 'decode [0-9]+ steps'; do
     has "$tmp/err" "^time: $stage [0-9]+\.[0-9]+ s$"
 done
+has "$tmp/err" '^device: c'
 has "$tmp/err" '^speed: [0-9.]+ tokens/s, decoding read [0-9.]+ GB/s of weights'
 has "$tmp/err" '^memory: [0-9.]+ MB at most'
 lacks "$tmp/err" 'images/s|s/image'

@@ -30,13 +30,14 @@ torch.set_num_threads(1)   # faster than two for models this small
 
 
 class Truth:
-    """A Hugging Face BLIP-2 folder in float32 with eager attention.
+    """A Hugging Face BLIP-2 folder in float32 with eager attention, on `device` ("cpu", "cuda:0").
 
     `round_bf16` rounds what export.py --dtype bf16 rounds (all matrices, not norms, biases and position tables), so
     that a bf16 weight file can be compared on the same numbers.
     """
 
-    def __init__(self, folder, round_bf16=False, tokenizer=True):
+    def __init__(self, folder, round_bf16=False, tokenizer=True, device="cpu"):
+        self.device = device
         self.model = Blip2ForConditionalGeneration.from_pretrained(
             folder, dtype=torch.float32, attn_implementation="eager").eval()
         self.config = self.model.config
@@ -44,6 +45,7 @@ class Truth:
         self.tokenizer = AutoTokenizer.from_pretrained(folder) if tokenizer else None
         if round_bf16:
             self.round_bf16()
+        self.model.to(device)
 
     def round_bf16(self):
         """The matrices of blip2.h (MAT) go to bfloat16 and back; everything else stays."""
@@ -80,8 +82,8 @@ class Truth:
     def inputs(self, pixels, prompt_ids):
         """What Blip2Processor would hand to generate(): placeholders for the queries, then the prompt. pixels (B,3,S,S)."""
         image = [self.config.image_token_index] * self.config.num_query_tokens
-        ids = torch.tensor([image + list(prompt_ids)] * len(pixels))
-        return {"pixel_values": torch.from_numpy(pixels), "input_ids": ids, "attention_mask": torch.ones_like(ids)}
+        ids = torch.tensor([image + list(prompt_ids)] * len(pixels), device=self.device)
+        return {"pixel_values": torch.from_numpy(pixels).to(self.device), "input_ids": ids, "attention_mask": torch.ones_like(ids)}
 
     def watched(self):
         """Name -> module of every stage that --dump writes, in order of execution."""
@@ -109,13 +111,13 @@ class Truth:
             def keep(_module, _args, out, name=name):
                 out = out[0] if isinstance(out, tuple) else out
                 if name not in seen:   # the vision model applies post_layernorm once more to CLS; T5 goes on decoding
-                    seen[name] = out.float().numpy().reshape(-1, out.shape[-1]).copy()
+                    seen[name] = out.float().cpu().numpy().reshape(-1, out.shape[-1]).copy()
             hooks.append(module.register_forward_hook(keep))
         out = self.model.generate(**self.inputs(pixels[None], prompt_ids), max_new_tokens=1, num_beams=1, do_sample=False,
                                   return_dict_in_generate=True, output_logits=True)
         for hook in hooks:
             hook.remove()
-        seen["logits"] = out.logits[0][0].float().numpy()
+        seen["logits"] = out.logits[0][0].float().cpu().numpy()
         return seen
 
     @torch.no_grad()
@@ -144,6 +146,17 @@ class Truth:
                 score = sum(float(torch.log_softmax(out.logits[t][i], -1)[token]) for t, token in enumerate(counted))
             result.append((tokens, score, stopped))
         return [result[i:i + captions] for i in range(0, len(result), captions)]
+
+    @torch.no_grad()
+    def margins(self, pixels, prompt_ids, max_new):
+        """Greedy tokens for pixels (3,S,S), and how far the two best candidates for each lay apart, over the root mean
+        square of the logits.
+        """
+        out = self.model.generate(**self.inputs(pixels[None], prompt_ids), num_beams=1, do_sample=False,
+                                  max_new_tokens=max_new, return_dict_in_generate=True, output_logits=True)
+        best = [torch.topk(x[0].float(), 2).values for x in out.logits]
+        apart = [float((b[0] - b[1]) / x[0].float().square().mean().sqrt()) for b, x in zip(best, out.logits)]
+        return out.sequences[0, -len(apart):].tolist(), apart
 
     def without_padding(self, row):
         """generate() pads to the longest answer of the batch; an answer that was cut has no end token before that."""

@@ -1,11 +1,11 @@
 // test/cuda_sim/cuda_sim.cpp: runs one kernel: blocks and threads as fibers, in an order drawn from the seed.
 //
-// In order: failure, random numbers, fibers, the scheduler, barriers, warp primitives with ldmatrix and mma, cp.async,
-// fences, programmatic dependent launch, shared memory.
+// In order: failure, random numbers, fibers, the scheduler, barriers, cp.async, fences, programmatic dependent launch,
+// shared memory. Not here: warp primitives, ldmatrix, mma (cuda_sim_warp.cpp).
 //
 // One thread of the operating system runs everything. Up to three blocks are under way at once; the next fiber is
 // drawn from all that can go on, whenever one waits, ends, or has made a random number of memory accesses.
-#include "sim_internal.h"
+#include "sim_fibers.h"
 #include <algorithm>
 #include <dlfcn.h>
 #include <math.h>
@@ -18,39 +18,6 @@
 
 enum { STACK_BYTES = 1 << 16, STACK_GUARD = 1 << 12, MOST_THREADS = 1024 };
 enum SimBarrier { SIM_SYNC, SIM_OR, SIM_AND, SIM_COUNT };
-enum SimWarp { SIM_SYNCWARP, SIM_SHFL, SIM_XOR, SIM_DOWN, SIM_UP, SIM_BALLOT, SIM_LDMATRIX, SIM_LDMATRIX_T, SIM_MMA };
-static const char *warp_name[] = {"__syncwarp", "__shfl_sync", "__shfl_xor_sync", "__shfl_down_sync", "__shfl_up_sync",
-                                  "a vote", "ldmatrix", "ldmatrix.trans", "mma.sync"};
-struct SimMma { float *d; const uint32_t *a, *b; };
-struct SimRow { uint32_t *r; const void *row; };
-
-enum State { READY, AT_BARRIER, AT_WARP, DONE };
-struct Site { const char *file; int line; };
-struct Copy { uint8_t *dst; const uint8_t *src; int bytes, group; bool early; uint8_t data[16]; };
-
-struct Block;
-struct Fiber : ThreadState {
-    void *sp;
-    uint3 idx;
-    Block *owner;
-    State state;
-    int kind, arg, width;                   // of what it waits for
-    unsigned mask;
-    Site site;
-    uint64_t bits, result;
-    std::vector<Copy> copies;               // cp.async under way
-    int groups;                             // committed so far
-};
-
-struct Warp { Fiber *lane[32]; int lanes; unsigned waiting; uint32_t tick; };
-
-struct Block : BlockState {
-    std::vector<Fiber> fibers;
-    std::vector<Warp> warps;
-    int slot, threads, live, waiting;
-    size_t static_bytes, next_piece;
-    std::vector<Fiber *> at_barrier;
-};
 
 static Block blocks[SHARED_SLOTS];
 static std::vector<Fiber *> ready;
@@ -132,16 +99,19 @@ asm(".text\n.globl sim_switch\n.type sim_switch,@function\nsim_switch:\n"
     "mov %rsp,(%rdi)\nmov %rsi,%rsp\n"
     "pop %r15\npop %r14\npop %r13\npop %r12\npop %rbx\npop %rbp\nret\n");
 
-static void leave(State state) {
+void sim_leave(State state) {
     self->state = state;
     if (state == READY) ready.push_back(self);
     sim_switch(&self->sp, scheduler_sp);
 }
 
-static void wake(Fiber *f) {
+void sim_wake(Fiber *f) {
     f->state = READY;
+    silence = 0;
     if (f != self) ready.push_back(f);
 }
+
+void sim_run_as(Fiber *f) { sim_self = self = f; }
 
 static void check_barrier(Block *b);
 
@@ -162,7 +132,7 @@ static void fiber_main() {
         Fiber *f = w->lane[i];
         if (f->state == AT_WARP && f->mask >> (self->tid % 32) & 1) {
             sim_fail("warp", "lane %d waits at %s:%d in %s with mask %08x, but lane %d has ended", i, f->site.file,
-                     f->site.line, warp_name[f->kind], f->mask, self->tid % 32);
+                     f->site.line, sim_warp_name[f->kind], f->mask, self->tid % 32);
         }
     }
     sim_switch(&self->sp, scheduler_sp);
@@ -194,7 +164,7 @@ void sim_breathe() {
     if (--breath > 0) return;
     breath = 20 + sim_below(2000);
     if (++silence > 20000) sim_fail("hang", "the kernel runs without end");
-    leave(READY);
+    sim_leave(READY);
 }
 
 // ---------------------------------------------------------------------------------------------------------
@@ -246,7 +216,7 @@ static void block_start(Block *b, int slot, uint32_t linear) {
             if (f.state == DONE || who.size() > 1500) continue;
             char text[200];
             snprintf(text, sizeof text, "\n  block %u thread %d waits at %s:%d in %s", b.linear, f.tid, f.site.file,
-                     f.site.line, f.state == AT_BARRIER ? "__syncthreads" : warp_name[f.kind]);
+                     f.site.line, f.state == AT_BARRIER ? "__syncthreads" : sim_warp_name[f.kind]);
             who += text;
         }
     }
@@ -286,9 +256,9 @@ void sim_run_kernel(Op *op) {
         if (policy == 1) front++;
         else ready[at] = ready.back(), ready.pop_back();
         if (front > 65536) ready.erase(ready.begin(), ready.begin() + (long)front), front = 0;
-        sim_self = self = f;
+        sim_run_as(f);
         sim_switch(&scheduler_sp, f->sp);
-        sim_self = self = NULL;
+        sim_run_as(NULL);
     }
     kernel = NULL;
 }
@@ -298,7 +268,7 @@ uint3 sim_block_idx() { return self->owner->idx; }
 dim3 sim_block_dim() { return kernel->block; }
 dim3 sim_grid_dim() { return kernel->grid; }
 
-static void need_kernel(const char *what) {
+void sim_need_kernel(const char *what) {
     if (!self) sim_fail("host", "%s outside of a kernel", what);
 }
 
@@ -326,13 +296,13 @@ static void check_barrier(Block *b) {
     silence = 0;
     for (Fiber *f : b->at_barrier) {
         f->result = f->kind == SIM_OR ? count > 0 : f->kind == SIM_AND ? count == b->threads : (uint64_t)count;
-        wake(f);
+        sim_wake(f);
     }
     b->at_barrier.clear();
 }
 
 int sim_syncthreads(SimBarrier kind, int predicate, const char *file, int line) {
-    need_kernel("__syncthreads");
+    sim_need_kernel("__syncthreads");
     sim_pc = 0;
     self->kind = kind;
     self->arg = predicate;
@@ -340,140 +310,8 @@ int sim_syncthreads(SimBarrier kind, int predicate, const char *file, int line) 
     self->state = AT_BARRIER;
     self->owner->at_barrier.push_back(self);
     check_barrier(self->owner);
-    leave(self->state);
+    sim_leave(self->state);
     return (int)self->result;
-}
-
-// ---------------------------------------------------------------------------------------------------------
-// Warp primitives
-
-// The 16-bit element (row, column) of what lane l holds in register r. Formulas: PTX ISA, "Matrix fragments for
-// mma.m16n8k16" and "ldmatrix"; checked against CUTLASS's layouts by test_sim.cpp.
-int sim_a_row(int l, int r) { return l / 4 + 8 * (r % 2); }
-int sim_a_column(int l, int r, int half) { return l % 4 * 2 + half + 8 * (r / 2); }
-int sim_b_row(int l, int r, int half) { return l % 4 * 2 + half + 8 * r; }
-int sim_b_column(int l) { return l / 4; }
-int sim_d_row(int l, int i) { return l / 4 + 8 * (i / 2); }
-int sim_d_column(int l, int i) { return l % 4 * 2 + i % 2; }
-
-static float half_of(uint32_t word, int half) {
-    uint32_t u = half ? word & 0xFFFF0000u : word << 16;
-    float x;
-    memcpy(&x, &u, 4);
-    return x;
-}
-
-static void do_mma(Warp *w) {
-    float a[16][16], b[16][8];
-    for (int l = 0; l < 32; l++) {
-        const SimMma *x = (const SimMma *)(uintptr_t)w->lane[l]->bits;
-        for (int h = 0; h < 2; h++) {
-            for (int r = 0; r < 4; r++) a[sim_a_row(l, r)][sim_a_column(l, r, h)] = half_of(x->a[r], h);
-            for (int r = 0; r < 2; r++) b[sim_b_row(l, r, h)][sim_b_column(l)] = half_of(x->b[r], h);
-        }
-    }
-    for (int l = 0; l < 32; l++) {
-        const SimMma *x = (const SimMma *)(uintptr_t)w->lane[l]->bits;
-        for (int i = 0; i < 4; i++) {
-            float sum = x->d[i];
-            const float *row = a[sim_d_row(l, i)];
-            for (int k = 0; k < 16; k++) sum += row[k] * b[k][sim_d_column(l, i)];
-            x->d[i] = sum;
-        }
-    }
-}
-
-static void do_ldmatrix(Warp *w, bool trans) {
-    uint16_t m[4][8][8];
-    Fiber *caller = self;
-    for (int l = 0; l < 32; l++) {
-        const SimRow *x = (const SimRow *)(uintptr_t)w->lane[l]->bits;
-        sim_self = self = w->lane[l];
-        if (sim_region(x->row) != R_SHARED) sim_fail("ldmatrix", "row address %p is not in shared memory", x->row);
-        if ((uintptr_t)x->row % 16) sim_fail("misaligned", "ldmatrix: row address %p", x->row);
-        sim_access((uintptr_t)x->row, 16, 0);
-        memcpy(m[l / 8][l % 8], x->row, 16);
-    }
-    sim_self = self = caller;
-    for (int l = 0; l < 32; l++) {
-        const SimRow *x = (const SimRow *)(uintptr_t)w->lane[l]->bits;
-        int i = l / 4, j = l % 4 * 2;
-        for (int r = 0; r < 4; r++) {
-            x->r[r] = trans ? m[r][j][i] | (uint32_t)m[r][j + 1][i] << 16 : m[r][i][j] | (uint32_t)m[r][i][j + 1] << 16;
-        }
-    }
-}
-
-static void do_shuffle(Warp *w, int kind, unsigned mask) {
-    for (int l = 0; l < w->lanes; l++) {
-        if (!(mask >> l & 1)) continue;
-        Fiber *f = w->lane[l];
-        if (f->width <= 0 || f->width > 32 || (f->width & (f->width - 1))) sim_fail("warp", "width %d", f->width);
-        int first = l / f->width * f->width, from = l;
-        if (kind == SIM_SHFL) from = first + (f->arg & (f->width - 1));
-        if (kind == SIM_XOR) from = l ^ f->arg;
-        if (kind == SIM_DOWN) from = l + f->arg;
-        if (kind == SIM_UP) from = l - f->arg;
-        if (kind != SIM_SHFL && (from < first || from >= first + f->width)) from = l;
-        if (!(mask >> from & 1)) {
-            sim_fail("warp", "lane %d reads lane %d in %s at %s:%d, which mask %08x does not name", l, from,
-                     warp_name[kind], f->site.file, f->site.line, mask);
-        }
-        f->result = w->lane[from]->bits;
-    }
-}
-
-uint64_t sim_warp(SimWarp kind, unsigned mask, uint64_t bits, int arg, int width, const char *file, int line) {
-    need_kernel(warp_name[kind]);
-    sim_pc = 0;
-    Warp *w = &self->owner->warps[self->tid / 32];
-    int lane = self->tid % 32;
-    if (!(mask >> lane & 1)) sim_fail("warp", "%s:%d: mask %08x lacks the calling lane %d", file, line, mask, lane);
-    if (w->lanes < 32 && mask >> w->lanes) {
-        sim_fail("warp", "%s:%d: mask %08x names lanes of a warp that has only %d", file, line, mask, w->lanes);
-    }
-    self->kind = kind, self->mask = mask, self->bits = bits, self->arg = arg, self->width = width;
-    self->site = {file, line};
-    self->state = AT_WARP;
-    w->waiting |= 1u << lane;
-    for (int l = 0; l < w->lanes; l++) {
-        if ((mask >> l & 1) && w->lane[l]->state == DONE) {
-            sim_fail("warp", "%s:%d: %s with mask %08x, but lane %d has ended", file, line, warp_name[kind], mask, l);
-        }
-    }
-    if ((w->waiting & mask) == mask) {
-        unsigned ballot = 0;
-        for (int l = 0; l < w->lanes; l++) {
-            if (!(mask >> l & 1)) continue;
-            Fiber *f = w->lane[l];
-            if (f->kind != kind || f->mask != mask || f->site.line != line || strcmp(f->site.file, file)) {
-                sim_fail("warp", "lane %d is at %s:%d in %s with mask %08x, lane %d at %s:%d in %s with mask %08x", lane,
-                         file, line, warp_name[kind], mask, l, f->site.file, f->site.line, warp_name[f->kind], f->mask);
-            }
-            ballot |= (unsigned)(f->bits & 1) << l;
-            f->result = 0;
-        }
-        if (kind == SIM_SYNCWARP) {
-            ++sim_tick;
-            if (mask == 0xFFFFFFFFu >> (32 - w->lanes)) w->tick = sim_tick;
-            for (int l = 0; l < w->lanes; l++) {
-                if (mask >> l & 1) w->lane[l]->part_tick = sim_tick, w->lane[l]->part_mask = mask;
-            }
-        } else if (kind == SIM_BALLOT) {
-            for (int l = 0; l < w->lanes; l++) if (mask >> l & 1) w->lane[l]->result = ballot;
-        } else if (kind == SIM_MMA) {
-            do_mma(w);
-        } else if (kind == SIM_LDMATRIX || kind == SIM_LDMATRIX_T) {
-            do_ldmatrix(w, kind == SIM_LDMATRIX_T);
-        } else {
-            do_shuffle(w, kind, mask);
-        }
-        w->waiting &= ~mask;
-        silence = 0;
-        for (int l = 0; l < w->lanes; l++) if (mask >> l & 1) wake(w->lane[l]);
-    }
-    leave(self->state);
-    return self->result;
 }
 
 // ---------------------------------------------------------------------------------------------------------
@@ -483,7 +321,7 @@ uint64_t sim_warp(SimWarp kind, unsigned mask, uint64_t bits, int arg, int width
 enum SimAsync { SIM_COPY, SIM_COMMIT, SIM_WAIT };
 
 void sim_cp_async(SimAsync what, void *dst, const void *src, int n) {
-    need_kernel("cp.async");
+    sim_need_kernel("cp.async");
     sim_pc = (uintptr_t)__builtin_return_address(0);
     Fiber *f = self;
     if (what == SIM_COMMIT) {
@@ -523,7 +361,7 @@ void __threadfence_system() { __threadfence(); }
 void __threadfence_block() { }
 
 void sim_atomic(const void *p, unsigned bytes) {
-    need_kernel("an atomic");
+    sim_need_kernel("an atomic");
     sim_pc = (uintptr_t)__builtin_return_address(0);
     if ((uintptr_t)p % bytes) sim_fail("misaligned", "atomic at %p", p);
     if (sim_region(p) == R_OTHER) sim_fail("atomic", "%p is neither shared nor global memory", p);
@@ -535,17 +373,17 @@ void sim_atomic(const void *p, unsigned bytes) {
 }
 
 void pdl_wait() {
-    need_kernel("pdl_wait");
+    sim_need_kernel("pdl_wait");
     self->waited = true;
 }
 
 void pdl_launch() {
-    need_kernel("pdl_launch");
+    sim_need_kernel("pdl_launch");
     if (!self->waited) sim_op->launched_early = true;
 }
 
 void prefetch_l2(const void *p) {
-    need_kernel("prefetch");
+    sim_need_kernel("prefetch");
     sim_pc = (uintptr_t)__builtin_return_address(0);
     if (!sim_inside(p, 1, NULL)) sim_fail("out of bounds", "prefetch of %s", sim_describe((uintptr_t)p).c_str());
 }
@@ -560,7 +398,7 @@ float f16_to_f32(uint16_t x) {
 // Shared memory. Pieces lie at odd multiples of 16 bytes, so that nothing is aligned better by luck.
 
 void *sim_shared_static(const void *site, size_t bytes, const char *name) {
-    need_kernel("shared memory");
+    sim_need_kernel("shared memory");
     Block *b = self->owner;
     for (BlockState::Piece &p : b->pieces) if (p.site == site) return b->shared + p.start;
     b->static_bytes += (bytes + 15) / 16 * 16;
@@ -577,7 +415,7 @@ void *sim_shared_static(const void *site, size_t bytes, const char *name) {
 }
 
 void *sim_shared_dynamic() {
-    need_kernel("shared memory");
+    sim_need_kernel("shared memory");
     if (!kernel->smem_bytes) sim_fail("limits", "the launch has no dynamic shared memory");
     return self->owner->shared + 16;
 }

@@ -242,6 +242,13 @@ static inline void mma_m16n8k16_bf16(float d[4], const uint32_t a[4], const uint
     sim_warp(SIM_MMA, 0xFFFFFFFFu, (uint64_t)(uintptr_t)&x, 0, 32, file, line);
 }
 
+static inline unsigned fma_bf16x2(unsigned a, unsigned b, unsigned c) {   // rounds twice where a float cannot hold it
+    const auto one = [=](int at) {
+        return fmaf(bf16_to_f32((uint16_t)(a >> at)), bf16_to_f32((uint16_t)(b >> at)), bf16_to_f32((uint16_t)(c >> at)));
+    };
+    return pack_bf16(one(0), one(16));
+}
+
 // 128-bit accesses of one thread: checked as such, whatever the compiler makes of the copy.
 void sim_vector(const void *p, bool write, bool global_only);
 static inline __attribute__((no_sanitize("thread", "undefined"), noinline)) uint4 load_128(const void *p) {

@@ -11,6 +11,7 @@
 #include <math.h>
 #include <stdio.h>
 #include <string.h>
+#include <type_traits>
 
 struct Layout { uint32_t magic; int type, order; uint64_t rows, cols; int64_t ld; int batches; int64_t stride; };
 struct Desc { uint32_t magic; int compute, scale, pointer_mode, transa, transb, epilogue, bias_type; const void *bias;
@@ -30,6 +31,20 @@ static cublasStatus_t refuse(cublasStatus_t status, const char *why) {
     return status;
 }
 static cublasStatus_t invalid(const char *why) { return refuse(CUBLAS_STATUS_INVALID_VALUE, why); }
+
+// The library's opaque descriptor as what is kept in it; NULL, after a message, when it is something else.
+template <class T> static const char *name_of();
+template <> const char *name_of<Layout>() { return "not a matrix layout"; }
+template <> const char *name_of<Desc>() { return "not a matmul descriptor"; }
+template <> const char *name_of<Preference>() { return "not a matmul preference"; }
+template <class T, class Opaque> static T *known(Opaque *opaque) {
+    const uint32_t magic = std::is_same<T, Layout>::value ? IS_LAYOUT
+                         : std::is_same<T, Desc>::value ? IS_DESC : IS_PREFERENCE;
+    T *x = (T *)opaque;
+    if (x && x->magic == magic) return x;
+    invalid(name_of<T>());
+    return NULL;
+}
 
 extern "C" {
 
@@ -69,8 +84,8 @@ cublasStatus_t cublasLtMatrixLayoutDestroy(cublasLtMatrixLayout_t l) { delete l;
 
 cublasStatus_t cublasLtMatrixLayoutSetAttribute(cublasLtMatrixLayout_t layout, cublasLtMatrixLayoutAttribute_t what,
                                                 const void *value, size_t bytes) {
-    Layout *l = (Layout *)layout;
-    if (!l || l->magic != IS_LAYOUT) return invalid("not a matrix layout");
+    Layout *l = known<Layout>(layout);
+    if (!l) return CUBLAS_STATUS_INVALID_VALUE;
     switch (what) {
     SET(CUBLASLT_MATRIX_LAYOUT_TYPE, l->type)
     SET(CUBLASLT_MATRIX_LAYOUT_ORDER, l->order)
@@ -98,8 +113,8 @@ cublasStatus_t cublasLtMatmulDescDestroy(cublasLtMatmulDesc_t d) { delete d; ret
 
 cublasStatus_t cublasLtMatmulDescSetAttribute(cublasLtMatmulDesc_t desc, cublasLtMatmulDescAttributes_t what,
                                               const void *value, size_t bytes) {
-    Desc *d = (Desc *)desc;
-    if (!d || d->magic != IS_DESC) return invalid("not a matmul descriptor");
+    Desc *d = known<Desc>(desc);
+    if (!d) return CUBLAS_STATUS_INVALID_VALUE;
     switch (what) {
     SET(CUBLASLT_MATMUL_DESC_COMPUTE_TYPE, d->compute)
     SET(CUBLASLT_MATMUL_DESC_SCALE_TYPE, d->scale)
@@ -128,8 +143,8 @@ cublasStatus_t cublasLtMatmulPreferenceDestroy(cublasLtMatmulPreference_t p) { d
 cublasStatus_t cublasLtMatmulPreferenceSetAttribute(cublasLtMatmulPreference_t pref,
                                                     cublasLtMatmulPreferenceAttributes_t what, const void *value,
                                                     size_t bytes) {
-    Preference *p = (Preference *)pref;
-    if (!p || p->magic != IS_PREFERENCE) return invalid("not a matmul preference");
+    Preference *p = known<Preference>(pref);
+    if (!p) return CUBLAS_STATUS_INVALID_VALUE;
     switch (what) {
     SET(CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, p->workspace)
     SET(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, p->align[0])
@@ -151,24 +166,21 @@ struct Problem { Desc d; Layout a, b, c, out; uint64_t m, n, k; };
 
 static cublasStatus_t read_problem(Problem *p, cublasLtMatmulDesc_t desc, cublasLtMatrixLayout_t a,
                                    cublasLtMatrixLayout_t b, cublasLtMatrixLayout_t c, cublasLtMatrixLayout_t d) {
-    if (!desc || !a || !b || !c || !d) return invalid("a descriptor is NULL");
-    memcpy(&p->d, (void *)desc, sizeof p->d);
-    memcpy(&p->a, (void *)a, sizeof p->a);
-    memcpy(&p->b, (void *)b, sizeof p->b);
-    memcpy(&p->c, (void *)c, sizeof p->c);
-    memcpy(&p->out, (void *)d, sizeof p->out);
-    if (p->d.magic != IS_DESC) return invalid("not a matmul descriptor");
-    const Layout *all[4] = {&p->a, &p->b, &p->c, &p->out};
-    for (const Layout *l : all) {
-        if (l->magic != IS_LAYOUT) return invalid("not a matrix layout");
+    const Desc *what = known<Desc>(desc);
+    const Layout *given[4] = {known<Layout>(a), known<Layout>(b), known<Layout>(c), known<Layout>(d)};
+    if (!what || !given[0] || !given[1] || !given[2] || !given[3]) return CUBLAS_STATUS_INVALID_VALUE;
+    *p = {*what, *given[0], *given[1], *given[2], *given[3], 0, 0, 0};
+    for (const Layout *l : given) {
         if (!l->rows || !l->cols) return invalid("a matrix without elements");
         if (l->order != CUBLASLT_ORDER_COL) return refuse(CUBLAS_STATUS_NOT_SUPPORTED, "only column-major layouts");
         if (l->ld < (int64_t)l->rows) return invalid("a leading dimension below the number of rows");
         if (l->batches != p->out.batches) return invalid("batch counts differ");
-        if (l->batches > 1 && l->stride == 0 && l == &p->out) return invalid("batches of D at the same place");
+        if (l->batches > 1 && l->stride == 0 && l == given[3]) return invalid("batches of D at the same place");
     }
     bool ta = p->d.transa == CUBLAS_OP_T, tb = p->d.transb == CUBLAS_OP_T;
-    if ((!ta && p->d.transa != CUBLAS_OP_N) || (!tb && p->d.transb != CUBLAS_OP_N)) return invalid("an unknown transpose");
+    if ((!ta && p->d.transa != CUBLAS_OP_N) || (!tb && p->d.transb != CUBLAS_OP_N)) {
+        return invalid("an unknown transpose");
+    }
     p->m = ta ? p->a.cols : p->a.rows;
     p->k = ta ? p->a.rows : p->a.cols;
     p->n = tb ? p->b.rows : p->b.cols;
@@ -182,9 +194,9 @@ static cublasStatus_t read_problem(Problem *p, cublasLtMatmulDesc_t desc, cublas
         return refuse(CUBLAS_STATUS_NOT_SUPPORTED, "a combination of types that the library has not");
     }
     int e = p->d.epilogue & ~CUBLASLT_EPILOGUE_BIAS;
-    bool known = p->d.epilogue == CUBLASLT_EPILOGUE_BIAS || e == CUBLASLT_EPILOGUE_DEFAULT || e == CUBLASLT_EPILOGUE_RELU ||
-                 e == CUBLASLT_EPILOGUE_GELU;
-    if (!known || p->d.epilogue == (CUBLASLT_EPILOGUE_DEFAULT | CUBLASLT_EPILOGUE_BIAS)) {
+    bool simulated = p->d.epilogue == CUBLASLT_EPILOGUE_BIAS || e == CUBLASLT_EPILOGUE_DEFAULT ||
+                     e == CUBLASLT_EPILOGUE_RELU || e == CUBLASLT_EPILOGUE_GELU;
+    if (!simulated || p->d.epilogue == (CUBLASLT_EPILOGUE_DEFAULT | CUBLASLT_EPILOGUE_BIAS)) {
         return refuse(CUBLAS_STATUS_NOT_SUPPORTED, "an epilogue that is not simulated");
     }
     if (p->d.bias_type < 0) p->d.bias_type = p->out.type;
@@ -192,6 +204,11 @@ static cublasStatus_t read_problem(Problem *p, cublasLtMatmulDesc_t desc, cublas
         return refuse(CUBLAS_STATUS_NOT_SUPPORTED, "a bias of another type than D");
     }
     return CUBLAS_STATUS_SUCCESS;
+}
+
+static bool same(const Layout &x, const Layout &y) {
+    return x.type == y.type && x.rows == y.rows && x.cols == y.cols && x.ld == y.ld && x.batches == y.batches &&
+           x.stride == y.stride;
 }
 
 // Identifies a problem; the bias pointer may change, everything else may not.
@@ -212,8 +229,8 @@ extern "C" cublasStatus_t cublasLtMatmulAlgoGetHeuristic(
     *found = 0;
     if (!handle || handle->magic != 1) return refuse(CUBLAS_STATUS_NOT_INITIALIZED, "no handle");
     if (cublasStatus_t s = read_problem(&p, desc, a, b, c, d)) return s;
-    const Preference *want = (const Preference *)pref;
-    if (!want || want->magic != IS_PREFERENCE || requested < 1) return invalid("no preference, or nothing requested");
+    const Preference *want = known<Preference>(pref);
+    if (!want || requested < 1) return invalid("no preference, or nothing requested");
     // The tensor cores' kernels need rows that begin on 16 bytes; for others the library has slow ones or none.
     Algo algo = {IS_ALGO, fingerprint(p), want->workspace < 4096 ? 0 : 4096 * (uint64_t)sim_below(2), {0, 0, 0, 0}};
     memcpy(algo.align, want->align, sizeof algo.align);
@@ -244,7 +261,8 @@ static void put(void *base, int type, size_t i, float x) {
     if (type != CUDA_R_16BF) sim_fail("cublasLt", "f16 results are not simulated");
     uint32_t u;
     memcpy(&u, &x, 4);
-    ((uint16_t *)base)[i] = (u & 0x7FFFFFFFu) > 0x7F800000u ? 0x7FFFu : (uint16_t)((u + 0x7FFFu + (u >> 16 & 1u)) >> 16);
+    const bool nan = (u & 0x7FFFFFFFu) > 0x7F800000u;
+    ((uint16_t *)base)[i] = nan ? 0x7FFFu : (uint16_t)((u + 0x7FFFu + (u >> 16 & 1u)) >> 16);
 }
 
 static void touch_matrix(const Layout &l, const void *base, int batch, int flags) {
@@ -264,10 +282,12 @@ static void multiply(const Problem &p, float alpha, float beta, const void *a, c
         size_t oa = (size_t)batch * (size_t)p.a.stride, ob = (size_t)batch * (size_t)p.b.stride;
         size_t oc = (size_t)batch * (size_t)p.c.stride, od = (size_t)batch * (size_t)p.out.stride;
         for (uint64_t i = 0; i < p.m; i++) for (uint64_t k = 0; k < p.k; k++) {
-            x[i * p.k + k] = get(a, p.a.type, oa + (p.d.transa == CUBLAS_OP_T ? i * (size_t)p.a.ld + k : k * (size_t)p.a.ld + i));
+            const size_t ld = (size_t)p.a.ld, at = p.d.transa == CUBLAS_OP_T ? i * ld + k : k * ld + i;
+            x[i * p.k + k] = get(a, p.a.type, oa + at);
         }
         for (uint64_t j = 0; j < p.n; j++) for (uint64_t k = 0; k < p.k; k++) {
-            y[j * p.k + k] = get(b, p.b.type, ob + (p.d.transb == CUBLAS_OP_T ? k * (size_t)p.b.ld + j : j * (size_t)p.b.ld + k));
+            const size_t ld = (size_t)p.b.ld, at = p.d.transb == CUBLAS_OP_T ? k * ld + j : j * ld + k;
+            y[j * p.k + k] = get(b, p.b.type, ob + at);
         }
         for (uint64_t j = 0; j < p.n; j++) for (uint64_t i = 0; i < p.m; i++) {
             const float *u = &x[i * p.k], *v = &y[j * p.k];
@@ -288,7 +308,9 @@ static void multiply(const Problem &p, float alpha, float beta, const void *a, c
             if (p.d.epilogue & CUBLASLT_EPILOGUE_BIAS) s += get(bias, p.d.bias_type, i);
             if (p.d.epilogue & CUBLASLT_EPILOGUE_RELU) s = s > 0 ? s : 0;
             // the tanh form, which is what the library is known for
-            if (p.d.epilogue & CUBLASLT_EPILOGUE_GELU) s = 0.5f * s * (1 + tanhf(0.7978845608f * (s + 0.044715f * s * s * s)));
+            if (p.d.epilogue & CUBLASLT_EPILOGUE_GELU) {
+                s = 0.5f * s * (1 + tanhf(0.7978845608f * (s + 0.044715f * s * s * s)));
+            }
             put(d, p.out.type, od + j * (size_t)p.out.ld + i, s);
         }
     }
@@ -313,7 +335,7 @@ extern "C" cublasStatus_t cublasLtMatmul(
         if (i == 2 && be == 0 && !C) continue;
         if (sim_region(at[i]) != R_DEVICE) return invalid("a matrix that is not in device memory");
     }
-    if (C == D && memcmp(&p.c, &p.out, sizeof p.c)) return invalid("C and D are the same memory in different layouts");
+    if (C == D && !same(p.c, p.out)) return invalid("C and D are the same memory in different layouts");
     if (p.d.epilogue & CUBLASLT_EPILOGUE_BIAS) {
         if (sim_region(p.d.bias) != R_DEVICE) return invalid("a bias epilogue without a bias in device memory");
         if ((uintptr_t)p.d.bias % bytes_of(p.d.bias_type)) return invalid("a misaligned bias");
@@ -324,14 +346,20 @@ extern "C" cublasStatus_t cublasLtMatmul(
         memcpy(&x, algo, sizeof x);
         if (x.magic != IS_ALGO) return invalid("not an algorithm of the heuristic");
         if (x.problem != fingerprint(p)) return invalid("the algorithm was chosen for another problem");
-        for (int i = 0; i < 4; i++) if (at[i] && (uintptr_t)at[i] % x.align[i]) return invalid("a matrix is less aligned "
-                                                                                      "than the heuristic was told");
+        for (int i = 0; i < 4; i++) {
+            const bool aligned = !at[i] || (uintptr_t)at[i] % x.align[i] == 0;
+            if (!aligned) return invalid("a matrix is less aligned than the heuristic was told");
+        }
         need = x.workspace;
     }
     const Layout *all[4] = {&p.a, &p.b, &p.c, &p.out};
-    for (int i = 0; i < 4; i++) if (at[i] && (uintptr_t)at[i] % bytes_of(all[i]->type)) return invalid("a misaligned matrix");
+    for (int i = 0; i < 4; i++) {
+        if (at[i] && (uintptr_t)at[i] % bytes_of(all[i]->type)) return invalid("a misaligned matrix");
+    }
     if (workspace_bytes < need) return invalid("the workspace is smaller than the algorithm needs");
-    if (workspace_bytes && (sim_region(workspace) != R_DEVICE || (uintptr_t)workspace % 16)) return invalid("workspace");
+    if (workspace_bytes && (sim_region(workspace) != R_DEVICE || (uintptr_t)workspace % 16)) {
+        return invalid("a workspace that is not in device memory, or misaligned");
+    }
     cudaError_t e = sim_enqueue_work(stream, "cublasLtMatmul", [=] {
         if (need) {     // what was there is gone, and whoever else uses it at the same time is caught
             sim_access((uintptr_t)workspace, need, A_WRITE);

@@ -167,8 +167,10 @@ std::string sim_describe(uintptr_t p) {
         BlockState *b = sim_self->block;
         long at = (long)(p - (uintptr_t)b->shared);
         const BlockState::Piece *best = NULL;
-        for (const BlockState::Piece &s : b->pieces) if ((long)s.start <= at && (!best || s.start > best->start)) best = &s;
-        if (!best) snprintf(text, sizeof text, "%p, shared memory of another block or before the first piece", (void *)p);
+        for (const BlockState::Piece &s : b->pieces) {
+            if ((long)s.start <= at && (!best || s.start > best->start)) best = &s;
+        }
+        if (!best) snprintf(text, sizeof text, "%p, shared memory of another block or before all pieces", (void *)p);
         else snprintf(text, sizeof text, "byte %ld of shared '%s' (%u bytes)", at - (long)best->start, best->name,
                       best->bytes);
     } else if (r && r != &shared) {
@@ -177,7 +179,8 @@ std::string sim_describe(uintptr_t p) {
         else snprintf(text, sizeof text, "byte %zu of %s allocation %d (%zu bytes%s)", (size_t)(p - a->start), r->name,
                       a->number, a->bytes, a->live ? "" : ", freed");
     } else {
-        snprintf(text, sizeof text, "%p%s", (void *)p, p - stack_start < stack_bytes ? ", a thread's local memory" : "");
+        const bool local = p - stack_start < stack_bytes;
+        snprintf(text, sizeof text, "%p%s", (void *)p, local ? ", a thread's local memory" : "");
     }
     return text;
 }
@@ -370,7 +373,8 @@ CALLBACKS(4)
 CALLBACKS(8)
 CALLBACKS(16)
 #define UNALIGNED(n) \
-    extern "C" void __tsan_unaligned_read##n(void *p) { touch((uintptr_t)p, n, 0, false, __builtin_return_address(0)); } \
+    extern "C" void __tsan_unaligned_read##n(void *p) { \
+        touch((uintptr_t)p, n, 0, false, __builtin_return_address(0)); } \
     extern "C" void __tsan_unaligned_write##n(void *p) { \
         touch((uintptr_t)p, n, A_WRITE, false, __builtin_return_address(0)); }
 UNALIGNED(2)

@@ -2,7 +2,7 @@
 // must be found, and the right program beside it must pass and give the right numbers.
 //
 // In order: running a scenario in a process of its own, races and barriers, warps, memory, cp.async, tensor cores,
-// limits, streams and events, graphs, programmatic dependent launch, the table of all scenarios.
+// limits, the table of all scenarios (those of the host API: host_scenarios.h).
 #include "../../cuda_common.h"
 #include "../check.h"
 #include <sys/wait.h>
@@ -288,31 +288,51 @@ template <int WRONG> static void run_multiply() {
     }
 }
 
-// CUTLASS's layouts of SM80_16x8x16_F32BF16BF16F32_TN (mma_traits_sm80.hpp), as shape:stride pairs over (lane, value)
-// into a column-major tile: A ((4,8),(2,2,2)):((32,1),(16,8,128)) in (16,16), B ((4,8),(2,2)):((16,1),(8,64)) in (8,16),
-// C ((4,8),(2,2)):((32,1),(16,8)) in (16,8).
-int sim_a_row(int l, int r), sim_a_column(int l, int r, int half), sim_b_row(int l, int r, int half), sim_b_column(int l);
+// What --fragments prints for fragments.py, which compares it with CUTLASS: operand, lane, value, row, column. A (M,K),
+// B (N,K), C (M,N) of mma; which lane's row and which element of it ldmatrix (L) and its transposed form (T) deliver.
+int sim_a_row(int l, int r), sim_a_column(int l, int r, int half);
+int sim_b_row(int l, int r, int half), sim_b_column(int l);
 int sim_d_row(int l, int i), sim_d_column(int l, int i);
-static void check_layouts() {
-    for (int l = 0; l < 32; l++) for (int v = 0; v < 8; v++) {
-        int at = l % 4 * 32 + l / 4 + v % 2 * 16 + v / 2 % 2 * 8 + v / 4 * 128;
-        EXPECT(&tally, sim_a_row(l, v / 2) == at % 16 && sim_a_column(l, v / 2, v % 2) == at / 16, "A %d %d", l, v);
-        if (v >= 4) continue;
-        at = l % 4 * 16 + l / 4 + v % 2 * 8 + v / 2 * 64;
-        EXPECT(&tally, sim_b_column(l) == at % 8 && sim_b_row(l, v / 2, v % 2) == at / 8, "B %d %d", l, v);
-        at = l % 4 * 32 + l / 4 + v % 2 * 16 + v / 2 * 8;
-        EXPECT(&tally, sim_d_row(l, v) == at % 16 && sim_d_column(l, v) == at / 16, "C %d %d", l, v);
-    }
+
+__global__ void load_fragments(u32 *out) {
+    SHARED(uint16_t, s, [32][8]);
+    const int lane = (int)threadIdx.x;
+    for (int i = 0; i < 8; i++) s[lane][i] = (uint16_t)(8 * lane + i);
+    __syncwarp();
+    u32 r[4];
+    ldmatrix_x4(r, s[lane]);
+    for (int i = 0; i < 4; i++) out[lane * 4 + i] = r[i];
+    ldmatrix_x4_trans(r, s[lane]);
+    for (int i = 0; i < 4; i++) out[128 + lane * 4 + i] = r[i];
+}
+
+static int print_fragments() {
+    u32 got[256], *d = device_array(256, (u32 *)NULL);
+    LAUNCH(load_fragments, 1, 32, 0, 0, d);
+    fetch(got, d, 256);
+    for (int l = 0; l < 32; l++)
+        for (int v = 0; v < 8; v++) {
+            printf("A %d %d %d %d\n", l, v, sim_a_row(l, v / 2), sim_a_column(l, v / 2, v % 2));
+            for (int t = 0; t < 2; t++) {
+                const int e = got[128 * t + 4 * l + v / 2] >> 16 * (v % 2) & 0xFFFF;
+                printf("%c %d %d %d %d\n", "LT"[t], l, v, e / 8, e % 8);
+            }
+            if (v >= 4) continue;
+            printf("B %d %d %d %d\n", l, v, sim_b_column(l), sim_b_row(l, v / 2, v % 2));
+            printf("C %d %d %d %d\n", l, v, sim_d_row(l, v), sim_d_column(l, v));
+        }
+    fflush(stdout);
+    _exit(0);
 }
 
 // ---------------------------------------------------------------------------------------------------------
 // Limits
 
-struct Big { char bytes[5000]; };
-__global__ void big_argument(Big) { }
+template <int BYTES> struct Big { char bytes[BYTES]; };
+template <int BYTES> __global__ void big_argument(Big<BYTES>) { }
 __global__ void nothing() { }
 __global__ void much_static() { SHARED(char, s, [49153]); s[0] = 1; }
-static void run_big_argument() { LAUNCH(big_argument, 1, 1, 0, 0, Big{}); }
+template <int BYTES> static void run_big_argument() { LAUNCH(big_argument<BYTES>, 1, 1, 0, 0, Big<BYTES>{}); }
 static void run_big_block() { LAUNCH(nothing, 1, 1025, 0, 0); }
 static void run_big_grid() { LAUNCH(nothing, dim3(1, 65536), 1, 0, 0); }
 static void run_no_grid() { LAUNCH(nothing, 0, 1, 0, 0); }
@@ -329,131 +349,13 @@ static void run_full() {
     CUDA_CHECK(cudaMalloc(&p, 1001));
 }
 
-// ---------------------------------------------------------------------------------------------------------
-// Streams, events, graphs, programmatic dependent launch
-
-template <int WRONG> static void run_streams() {
-    cudaStream_t a, b;
-    cudaEvent_t done;
-    CUDA_CHECK(cudaStreamCreateWithFlags(&a, cudaStreamNonBlocking));
-    CUDA_CHECK(cudaStreamCreateWithFlags(&b, cudaStreamNonBlocking));
-    CUDA_CHECK(cudaEventCreateWithFlags(&done, cudaEventDisableTiming));
-    float *d = device_array(100, (float *)NULL), *h;
-    CUDA_CHECK(cudaMallocHost(&h, 400));
-    CUDA_CHECK(cudaMemsetAsync(d, 0, 400, a));
-    CUDA_CHECK(cudaEventRecord(done, a));
-    if (WRONG != 1) CUDA_CHECK(cudaStreamWaitEvent(b, done, 0));
-    LAUNCH(add_one<0>, 2, 64, 0, b, d, 100);
-    CUDA_CHECK(cudaMemcpyAsync(h, d, 400, cudaMemcpyDeviceToHost, b));
-    if (WRONG != 2) CUDA_CHECK(cudaStreamSynchronize(b));
-    DEMAND(h[99] == 1);
-    CUDA_CHECK(cudaMemcpyAsync(d, h, 400, cudaMemcpyHostToDevice, b));
-    if (WRONG == 3) CUDA_CHECK(cudaMemcpyAsync(d, h, 400, cudaMemcpyHostToDevice, a));
-    if (WRONG == 4) for (int i = 0; i < 100; i++) h[i] = 0;     // may be what is copied
-    CUDA_CHECK(cudaStreamSynchronize(b));
-    DEMAND(sim_unfreed() == 2);
-}
-
-template <int WRONG> static void run_graph() {
-    cudaStream_t a, b;
-    cudaEvent_t fork, join;
-    cudaGraph_t graph;
-    cudaGraphExec_t exec;
-    CUDA_CHECK(cudaStreamCreateWithFlags(&a, cudaStreamNonBlocking));
-    CUDA_CHECK(cudaStreamCreateWithFlags(&b, cudaStreamNonBlocking));
-    CUDA_CHECK(cudaEventCreate(&fork));
-    CUDA_CHECK(cudaEventCreate(&join));
-    float *d = device_array(100, (float *)NULL), *e = device_array(100, (float *)NULL), got[100];
-    CUDA_CHECK(cudaMemset(d, 0, 400));
-    CUDA_CHECK(cudaMemset(e, 0, 400));
-    CUDA_CHECK(cudaDeviceSynchronize());
-    CUDA_CHECK(cudaStreamBeginCapture(a, cudaStreamCaptureModeGlobal));
-    CUDA_CHECK(cudaEventRecord(fork, a));
-    CUDA_CHECK(cudaStreamWaitEvent(b, fork, 0));
-    LAUNCH(add_one<0>, 2, 64, 0, a, d, 100);
-    LAUNCH(add_one<0>, 2, 64, 0, b, WRONG == 1 ? d : e, 100);
-    if (WRONG == 3) CUDA_CHECK(cudaStreamSynchronize(a));
-    CUDA_CHECK(cudaEventRecord(join, b));
-    if (WRONG != 2) CUDA_CHECK(cudaStreamWaitEvent(a, join, 0));
-    LAUNCH(add_one<0>, 2, 64, 0, a, e, 100);
-    CUDA_CHECK(cudaStreamEndCapture(a, &graph));
-    CUDA_CHECK(cudaGraphInstantiate(&exec, graph, 0));
-    for (int i = 0; i < 3; i++) CUDA_CHECK(cudaGraphLaunch(exec, a));
-    CUDA_CHECK(cudaStreamSynchronize(a));
-    fetch(got, e, 100);
-    for (int i = 0; i < 100; i++) DEMAND(got[i] == 6);
-    CUDA_CHECK(cudaGraphExecDestroy(exec));
-    CUDA_CHECK(cudaGraphDestroy(graph));
-}
-
-template <int WRONG> __global__ void chained(float *y, const float *x, const float *w) {
-    float early = w[threadIdx.x];
-    pdl_launch();
-    if (WRONG == 1) early += x[threadIdx.x];
-    if (WRONG != 2) pdl_wait();
-    y[threadIdx.x] = x[threadIdx.x] + early - (WRONG == 1 ? x[threadIdx.x] : 0);
-}
-template <int WRONG> static void run_chained() {
-    float one[32], got[32];
-    for (int i = 0; i < 32; i++) one[i] = 1;
-    float *x = device_array(32, one), *w = device_array(32, one), *y = device_array(32, one);
-    cudaStream_t s;
-    CUDA_CHECK(cudaStreamCreateWithFlags(&s, cudaStreamNonBlocking));
-    LAUNCH(chained<0>, 1, 32, 0, s, y, x, w);
-    LAUNCH_PDL(chained<WRONG>, 1, 32, 0, s, x, y, w);
-    LAUNCH_PDL(chained<0>, 1, 32, 0, s, y, x, w);
-    CUDA_CHECK(cudaStreamSynchronize(s));
-    fetch(got, y, 32);
-    DEMAND(got[31] == 4);
-}
+#include "host_scenarios.h"
 
 // ---------------------------------------------------------------------------------------------------------
-// cublasLt: y (T,OC) = x (T,C) w (OC,C)^T + bias, row-major, so in the library's terms y' (OC,T) = w' ^T x'
+// The table
 
-template <int WRONG> static void run_dense() {
-    enum { T = 5, C = 24, OC = 16 };
-    float x[T * C], w[OC * C], bias[OC], y[T * OC];
-    for (int i = 0; i < T * C; i++) x[i] = (float)(i % 7 - 3);
-    for (int i = 0; i < OC * C; i++) w[i] = (float)(i % 5 - 2);
-    for (int i = 0; i < OC; i++) bias[i] = (float)i;
-    float *dx = device_array(T * C + 4, (float *)NULL), *dw = device_array(OC * C, w), *dy = device_array(T * OC, y);
-    float *db = device_array(OC, bias);
-    int shift = WRONG == 2;
-    CUDA_CHECK(cudaMemcpy(dx + shift, x, sizeof x, cudaMemcpyHostToDevice));
-    cublasLtHandle_t handle;
-    cublasLtMatmulDesc_t desc;
-    cublasLtMatrixLayout_t lw, lx, ly;
-    cublasLtMatmulPreference_t pref;
-    cublasLtMatmulHeuristicResult_t best;
-    CUBLAS_CHECK(cublasLtCreate(&handle));
-    CUBLAS_CHECK(cublasLtMatmulDescCreate(&desc, CUBLAS_COMPUTE_32F, CUDA_R_32F));
-    cublasOperation_t trans = CUBLAS_OP_T;
-    cublasLtEpilogue_t epilogue = WRONG == 4 ? CUBLASLT_EPILOGUE_GELU_AUX_BIAS : CUBLASLT_EPILOGUE_BIAS;
-    if (WRONG != 5) CUBLAS_CHECK(cublasLtMatmulDescSetAttribute(desc, CUBLASLT_MATMUL_DESC_TRANSA, &trans, sizeof trans));
-    CUBLAS_CHECK(cublasLtMatmulDescSetAttribute(desc, CUBLASLT_MATMUL_DESC_EPILOGUE, &epilogue, sizeof epilogue));
-    CUBLAS_CHECK(cublasLtMatmulDescSetAttribute(desc, CUBLASLT_MATMUL_DESC_BIAS_POINTER, &db, sizeof db));
-    CUBLAS_CHECK(cublasLtMatrixLayoutCreate(&lw, CUDA_R_32F, C, OC, WRONG == 1 ? C - 1 : WRONG == 6 ? C + 1 : C));
-    CUBLAS_CHECK(cublasLtMatrixLayoutCreate(&lx, CUDA_R_32F, C, T, C));
-    CUBLAS_CHECK(cublasLtMatrixLayoutCreate(&ly, CUDA_R_32F, OC, T, OC));
-    CUBLAS_CHECK(cublasLtMatmulPreferenceCreate(&pref));
-    uint64_t workspace = WRONG == 3 ? 8192 : 0;
-    uint32_t align = 16;
-    CUBLAS_CHECK(cublasLtMatmulPreferenceSetAttribute(pref, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, &workspace, 8));
-    CUBLAS_CHECK(cublasLtMatmulPreferenceSetAttribute(pref, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES, &align, 4));
-    int found = 0;
-    float one = 1, zero = 0;
-    do CUBLAS_CHECK(cublasLtMatmulAlgoGetHeuristic(handle, desc, lw, lx, ly, ly, pref, 1, &best, &found));
-    while (WRONG == 3 && !best.workspaceSize);
-    CUBLAS_CHECK(cublasLtMatmul(handle, desc, &one, dw, lw, dx + shift, lx, &zero, dy, ly, dy, ly, &best.algo, NULL, 0, 0));
-    fetch(y, dy, T * OC);
-    for (int t = 0; t < T; t++) for (int o = 0; o < OC; o++) {
-        float want = bias[o];
-        for (int c = 0; c < C; c++) want += x[t * C + c] * w[o * C + c];
-        DEMAND(y[t * OC + o] == want);
-    }
-}
-
-int main() {
+int main(int argc, char **argv) {
+    if (argc == 2 && !strcmp(argv[1], "--fragments")) return print_fragments();
     scenario("barrier", run_reverse<1>, NULL);
     scenario("no barrier", run_reverse<0>, "race");
     scenario("__syncwarp for a barrier", run_reverse<2>, "race");
@@ -493,8 +395,8 @@ int main() {
     scenario("mma and ldmatrix", run_multiply<0>, NULL);
     scenario("swapped fragments", run_multiply<1>, "wrong result");
     scenario("misaligned ldmatrix", run_multiply<2>, "misaligned");
-    check_layouts();
-    scenario("arguments", run_big_argument, "arguments");
+    scenario("arguments", run_big_argument<32764>, NULL);
+    scenario("too many arguments", run_big_argument<32765>, "arguments");
     scenario("block size", run_big_block, "block (1025");
     scenario("grid size", run_big_grid, "grid (1,65536");
     scenario("empty grid", run_no_grid, "grid (0");

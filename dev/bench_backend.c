@@ -1,0 +1,106 @@
+// dev/bench_backend.c: times a backend's calls on a weight file, without files of images, without text.
+//
+//     build/bench_backend MODEL DEVICE BATCH BEAMS PROMPT_TOKENS NEW_TOKENS ROUNDS
+//
+// Prints one JSON object: device, load (seconds from open to ready, the upload included), bytes_needed, and for each
+// round of encode (ViT and Q-Former of BATCH images), prompt (up to the first logits), decode (seconds of a step, the
+// mean over NEW_TOKENS - 1) and caption (all three). encode returns when it is done; prompt ends, on the device, inside
+// the first step, so the first step counts as its end. The first round is for warming up and left out.
+// Not here: ceilings, peers, ratios (dev/bench_gpu.py, which builds and calls this).
+
+#include "../blip2.h"
+#include "../device.h"
+
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+static double now(void) {
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (double)t.tv_sec + (double)t.tv_nsec * 1e-9;
+}
+
+static int give_up(const char *text) {
+    fprintf(stderr, "bench_backend: %s\n", text);
+    return 3;
+}
+
+static void print_list(const char *name, const double *x, int n) {
+    printf(", \"%s\": [", name);
+    for (int i = 0; i < n; i++) printf("%s%.7f", i ? ", " : "", x[i]);
+    printf("]");
+}
+
+enum { MOST_ROUNDS = 64 };
+typedef struct { double encode[MOST_ROUNDS], prompt[MOST_ROUNDS], decode[MOST_ROUNDS], caption[MOST_ROUNDS]; } Times;
+
+// One round. Returns the tokens chosen, which must be how->max_new.
+static int round_of(Times *t, int i, const Backend *backend, void *run, const uint8_t *pixels, const Prompt *prompts,
+                    int B, const Choice *how) {
+    Step step;
+    int n = 0;
+    const double start = now();
+    backend->encode(run, pixels, B);
+    const double encoded = now();
+    backend->prompt(run, prompts, B, how);
+    double first = 0;
+    while (backend->step(run, &step)) {
+        if (n++ == 0) first = now();
+    }
+    const double end = now();
+    t->encode[i] = encoded - start;
+    t->prompt[i] = first - encoded;
+    t->decode[i] = n > 1 ? (end - first) / (n - 1) : 0;
+    t->caption[i] = end - start;
+    return n;
+}
+
+int main(int argc, char **argv) {
+    static Model m;
+    static Times t;
+    const Backend *backend;
+    int value[5], ordinal;      // B, beams, prompt tokens, new tokens, rounds
+    Err e;
+    if (argc != 8) return give_up("MODEL DEVICE BATCH BEAMS PROMPT_TOKENS NEW_TOKENS ROUNDS"), 2;
+    for (int i = 0; i < 5; i++) {
+        value[i] = atoi(argv[3 + i]);
+        if (value[i] < 1 || value[i] > 4096) return give_up("numbers are 1 to 4096"), 2;
+    }
+    const int B = value[0], n = value[2], rounds = value[4] < MOST_ROUNDS ? value[4] : MOST_ROUNDS;
+    if (model_open(&m, argv[1], &e) || device_find(&backend, &ordinal, argv[2], &e) < 0) return give_up(e.text);
+    const char *threads = getenv("OMP_NUM_THREADS");
+    const Limits lim = {.B = B, .R = B * value[1], .prompt = n, .max_new = value[3], .ordinal = ordinal,
+                        .verbose = true, .threads = threads ? atoi(threads) : 1};
+    const double start = now();
+    void *run = backend->open(&m, &lim, &e);
+    if (!run) return give_up(e.text);
+    const double load = now() - start;
+
+    const size_t bytes = (size_t)B * m.config.S * m.config.S * 3;
+    uint8_t *pixels = malloc(bytes);
+    int *ids = malloc((size_t)n * sizeof *ids);
+    Prompt *prompts = malloc((size_t)B * sizeof *prompts);
+    CHECK(pixels && ids && prompts);
+    uint32_t seed = 1;
+    for (size_t i = 0; i < bytes; i++) pixels[i] = (uint8_t)((seed = seed * 1664525 + 1013904223) >> 24);
+    for (int i = 0; i < n; i++) ids[i] = (int)((seed = seed * 1664525 + 1013904223) % (uint32_t)m.config.V);
+    for (int b = 0; b < B; b++) prompts[b] = (Prompt){ids, n, b};
+    const Choice how = {.beams = value[1], .captions = 1, .max_new = value[3], .min_new = value[3], .length_penalty = 1,
+                        .repeat_penalty = 1, .temp = 1, .top_p = 1};
+    Times warm;
+    if (round_of(&warm, 0, backend, run, pixels, prompts, B, &how) != how.max_new)
+        return give_up("the answer has another length than was asked for");
+    for (int i = 0; i < rounds; i++) round_of(&t, i, backend, run, pixels, prompts, B, &how);
+    printf("{\"device\": \"%s\", \"load\": %.6f, \"bytes_needed\": %llu", backend->name, load,
+           (unsigned long long)backend->bytes_needed(&m, &lim));
+    print_list("encode", t.encode, rounds);
+    print_list("prompt", t.prompt, rounds);
+    print_list("decode", t.decode, rounds);
+    print_list("caption", t.caption, rounds);
+    printf("}\n");
+    backend->close(run);
+    free(pixels), free(ids), free(prompts);
+    model_close(&m);
+    return 0;
+}

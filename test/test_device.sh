@@ -1,0 +1,125 @@
+#!/bin/sh
+# test/test_device.sh BLIP2: machines whose GPU is missing or will not do: exit code 3 and one line that says why with
+# --device cuda, the CPU and the same line with auto.
+#
+# In order: a build without the CUDA backend, one whose backend is broken or of another version, then a backend that
+# runs in the simulator beside a copy of the program (make builds it where the CUDA headers are), whose driver and
+# card misbehave on demand (test/cuda_double.c).
+# SAN=1 leaves out the latter: one process has one sanitizer runtime.
+
+blip2=$1 passed=0 failed=0 skipped=0
+opt=test/data/tiny_opt.bin good=test/data/images/png-type2-8bit.png
+backend=$(dirname "$blip2")/cuda_sim/blip2_cuda.so
+tmp=$(mktemp -d) || exit 1
+trap 'rm -rf "$tmp"' EXIT
+LC_ALL=C
+export LC_ALL
+
+ok() { passed=$((passed + 1)); }
+bad() { failed=$((failed + 1)); echo "FAIL $*" >&2; }
+# run ARGUMENTS...: leaves $code, $tmp/out and $tmp/err
+run() { "$tmp/bin/blip2" -m $opt -t 1 -b 1 -n 2 "$@" $good >"$tmp/out" 2>"$tmp/err"; code=$?; }
+# says CODE LINES TEXT WHAT: the last run ended with CODE and wrote so many lines to stderr, one with TEXT in it
+says() {
+    if [ "$code" -ne "$1" ]; then bad "$4: exit code $code, expected $1: $(cat "$tmp/err")"
+    elif [ "$(wc -l <"$tmp/err")" -ne "$2" ]; then bad "$4: expected $2 line(s) on stderr, got: $(cat "$tmp/err")"
+    elif [ "$2" -gt 0 ] && ! grep -qE -e "$3" "$tmp/err"; then bad "$4: expected '$3', got: $(cat "$tmp/err")"
+    elif [ "$1" -eq 0 ] && ! cmp -s "$tmp/out" "$tmp/cpu"; then bad "$4: another answer than the CPU's: $(cat "$tmp/out")"
+    else ok; fi
+}
+# asked TEXT WHAT [DEVICE]: --device cuda is refused with that text
+asked() { run --device "${3:-cuda}"; says 3 1 "$1" "$2"; }
+# spoken TEXT WHAT: auto takes the CPU and says so in one line
+spoken() { run --device auto; says 0 1 "using the CPU: .*$1" "$2, auto"; }
+# silent TEXT WHAT: auto takes the CPU, which goes without saying; -v says why
+silent() {
+    run --device auto
+    says 0 0 "" "$2, auto"
+    run --device auto -v
+    grep -qE "^device: cpu \(using the CPU: .*$1" "$tmp/err" && ok || bad "$2, auto -v: $(cat "$tmp/err")"
+}
+
+mkdir "$tmp/bin"
+cp "$blip2" "$tmp/bin/blip2"
+run --device cpu
+says 0 0 "" "the CPU" 2>/dev/null     # sets $tmp/out, which all answers are compared with
+passed=0 failed=0
+[ "$code" -eq 0 ] && cp "$tmp/out" "$tmp/cpu" && ok || bad "--device cpu: $(cat "$tmp/err")"
+
+asked "no CUDA backend; hint: install" "a build without CUDA"
+asked "device 'cuda:1': .*no CUDA backend" "a build without CUDA" cuda:1
+silent "no CUDA backend" "a build without CUDA"
+"$tmp/bin/blip2" -m $opt --info 2>&1 | grep -q "^memory, GPU  *about [0-9]" && ok || bad "--info without a backend"
+
+echo "no library" >"$tmp/bin/blip2_cuda.so"
+asked "cannot load the CUDA backend" "a broken backend"
+spoken "cannot load the CUDA backend" "a broken backend"
+printf 'const int backend_cuda = 1, backend_cuda_find = 2;\nconst unsigned long backend_cuda_layout = 5;\n' >"$tmp/o.c"
+if ${CC:-cc} -shared -fPIC -o "$tmp/bin/blip2_cuda.so" "$tmp/o.c" 2>/dev/null; then
+    asked "belongs to another version" "a backend of another version"
+    spoken "belongs to another version" "a backend of another version"
+else skipped=$((skipped + 1)); echo "SKIP no compiler for a backend of another version" >&2; fi
+rm "$tmp/bin/blip2_cuda.so"
+
+if [ "$SAN" ] || [ ! -e "$backend" ]; then
+    echo "SKIP no simulated backend: sanitizers, or no CUDA headers here" >&2
+    echo "$passed passed, $failed failed, $((skipped + 1)) skipped"
+    [ "$failed" -eq 0 ]
+    exit
+fi
+mkdir -p "$tmp/lib/blip2"
+cp "$backend" "$tmp/lib/blip2/blip2_cuda.so"      # where make install puts it
+
+# Nothing is wrong: the control of all that follows. The simulator computes in f32 what the CPU does.
+run --device cuda -v
+says_device() { grep -qE "^device: $1" "$tmp/err" && ok || bad "$2: expected device $1: $(cat "$tmp/err")"; }
+[ "$code" -eq 0 ] && cmp -s "$tmp/out" "$tmp/cpu" && ok || bad "a good card: exit code $code, $(cat "$tmp/out" "$tmp/err")"
+says_device cuda "a good card"
+run --device auto -v
+says_device cuda "a good card, auto"
+need=$("$tmp/bin/blip2" -m $opt -b 1 -n 2 --info --json | sed 's/.*"gpu":\([0-9]*\).*/\1/')
+[ "$need" -gt 1000000 ] && ok || bad "--info gives no GPU memory: $need"
+
+export CUDA_DOUBLE SIM_CC SIM_DEVICES CUDA_DOUBLE_MB CUDA_DOUBLE_FREE_KB
+CUDA_DOUBLE=no-driver
+asked "device 'cuda': no NVIDIA driver on this machine" "no driver"
+silent "no NVIDIA driver on this machine" "no driver"
+CUDA_DOUBLE=old-driver
+asked "driver is too old: it knows CUDA 11\.4, this program needs [0-9]+\.[0-9]; hint: update it" "an old driver"
+spoken "driver is too old" "an old driver"
+CUDA_DOUBLE=no-device
+asked "no NVIDIA GPU here" "no GPU"
+silent "no NVIDIA GPU here" "no GPU"
+CUDA_DOUBLE=exclusive
+asked "GPU 0 cannot be used: .*another process" "a GPU that another process has alone"
+spoken "GPU 0 cannot be used" "a GPU that another process has alone"
+CUDA_DOUBLE=full-context
+asked "GPU 0 cannot be used: .*all of its memory" "a GPU without room for a context"
+spoken "GPU 0 cannot be used" "a GPU without room for a context"
+CUDA_DOUBLE=malloc-fails
+asked "not enough memory on GPU 0: .* are free" "memory that goes while it is taken"
+spoken "not enough memory on GPU 0" "memory that goes while it is taken"
+CUDA_DOUBLE=
+
+SIM_CC=75
+asked "GPU 0 has compute capability 7\.5, but 8\.0 \(Ampere\) is the least" "an old GPU"
+spoken "compute capability 7\.5" "an old GPU"
+SIM_CC=80
+asked "there is no GPU 1: this machine has 1, numbered from 0" "an unknown number" cuda:1
+SIM_DEVICES=2
+asked "there is no GPU 2: this machine has 2" "an unknown number of two" cuda:2
+SIM_DEVICES=1
+
+# Too small: 1 MB in all; or large enough, but another process holds it; or room for smaller weights.
+CUDA_DOUBLE_MB=1
+asked "not enough memory on GPU 0: .*weights and .*; hint: take a larger GPU" "a small GPU"
+spoken "not enough memory on GPU 0" "a small GPU"
+CUDA_DOUBLE_MB=64 CUDA_DOUBLE_FREE_KB=$(((need - 1024) / 1024))
+asked "not enough memory on GPU 0: .*\(other processes hold the rest\); hint: lower" "a GPU that others fill"
+spoken "other processes hold the rest" "a GPU that others fill"
+CUDA_DOUBLE_FREE_KB=$(((need + 1023) / 1024))
+run --device cuda
+says 0 0 "" "exactly enough memory"
+
+echo "$passed passed, $failed failed, $skipped skipped"
+[ "$failed" -eq 0 ]
