@@ -211,7 +211,7 @@ def picture(r, path):
     for i, total in enumerate(at):
         left.text(total, i, f" {total:.1f}", va="center")
     left.set(title=f"a caption of {r.head['tokens']} tokens, {beams} beams: seconds", xlim=(0, 1.12 * max(at)))
-    left.legend(loc="lower right")
+    left.legend(loc="upper center", bbox_to_anchor=(0.5, -0.08), ncols=4, frameon=False)
     steps = [e for e in r.engines(t) if r.best(e, t, 1, "decode")][::-1]
     rates = [1 / r.best(e, t, 1, "decode") for e in steps]
     right.barh([e.replace("-", " ") for e in steps], rates, color="#dd8452")
