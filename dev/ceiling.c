@@ -3,7 +3,7 @@
 //   ceiling [-t THREADS] [-r ROUNDS] [--isa NAME] [--matmul]
 //
 // Without --matmul prints a line for each ceiling: the rate at which the threads read memory, their f32 multiply-add
-// peak and, where the processor has such instructions, that of bf16 and int8 products (AVX-512 BF16, VNNI; not AMX).
+// peak and, where the processor has such instructions, that of bf16 and int8 products (AVX-512 BF16, VNNI, AMX).
 // With it, one line a shape: the time of one matmul at the sizes of BLIP-2, and its share of the ceiling that binds it.
 // All figures are the best of many interleaved rounds, because a shared machine can only be slower than itself.
 // Not here: whole models (dev/bench.py, which runs this program too).
@@ -48,6 +48,24 @@ MULTIPLY(multiply16, __attribute__((target("avx512f"))), v16, 16, _mm512_fmadd_p
 #define INT8(a, x, y) (v16)_mm512_dpbusd_epi32((__m512i)(a), (__m512i)(x), (__m512i)(y))
 MULTIPLY(multiply_bf16, __attribute__((target("avx512f,avx512bf16"))), v16, 16, BF16)
 MULTIPLY(multiply_int8, __attribute__((target("avx512f,avx512vnni"))), v16, 16, INT8)
+
+// n rounds of 12 products of whole tiles, 16 x 16 sums of 32 or 64 products each. The values are all zero. Never yet
+// executed: no AMX where this was written.
+#define TILES(name, instruction) \
+    static float name(long n, float seed) { \
+        struct { uint8_t palette, start, zero[14]; uint16_t bytes[16]; uint8_t rows[16]; } shape = {.palette = 1}; \
+        for (int i = 0; i < 8; i++) shape.bytes[i] = 64, shape.rows[i] = 16; \
+        __asm__ volatile("ldtilecfg %0" : : "m"(shape)); \
+        for (long i = 0; i < 2 * n; i++) \
+            __asm__ volatile(instruction " %%tmm6, %%tmm7, %%tmm0\n" instruction " %%tmm6, %%tmm7, %%tmm1\n" \
+                             instruction " %%tmm6, %%tmm7, %%tmm2\n" instruction " %%tmm6, %%tmm7, %%tmm3\n" \
+                             instruction " %%tmm6, %%tmm7, %%tmm4\n" instruction " %%tmm6, %%tmm7, %%tmm5" : : ); \
+        __asm__ volatile("tilerelease"); \
+        return seed; \
+    }
+TILES(multiply_tiles_bf16, "tdpbf16ps")
+TILES(multiply_tiles_int8, "tdpbssd")
+#define HAVE_AMX (matmul_kernels("amx") != NULL)         // which also asks the system for the tiles
 #define HAVE_BF16 __builtin_cpu_supports("avx512bf16")
 #define HAVE_INT8 __builtin_cpu_supports("avx512vnni")
 #define HAVE_AVX2 (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))
@@ -57,6 +75,9 @@ MULTIPLY(multiply_int8, __attribute__((target("avx512f,avx512vnni"))), v16, 16, 
 #define MULTIPLY_ADD(a, b, c) ((a) * (b) + (c))
 MULTIPLY(multiply8, , v8, 8, MULTIPLY_ADD)
 MULTIPLY(multiply16, , v16, 16, MULTIPLY_ADD)
+#define multiply_tiles_bf16 multiply16
+#define multiply_tiles_int8 multiply16
+#define HAVE_AMX false
 #define multiply_bf16 multiply16
 #define multiply_int8 multiply16
 #define HAVE_BF16 false
@@ -188,6 +209,8 @@ int main(int argc, char **argv) {
         if (HAVE_AVX512) measure_multiply(&m, multiply16, 16, F32);
         if (HAVE_BF16) measure_multiply(&m, multiply_bf16, 32, BF16_PAIRS);
         if (HAVE_INT8) measure_multiply(&m, multiply_int8, 64, INT8_FOURS);
+        if (HAVE_AMX) measure_multiply(&m, multiply_tiles_bf16, 16 * 16 * 32, BF16_PAIRS);
+        if (HAVE_AMX) measure_multiply(&m, multiply_tiles_int8, 16 * 16 * 64, INT8_FOURS);
         for (int i = 0; products && i < SHAPES; i++) {
             const double t = time_shape(&shapes[i], &m, x, out, &par);
             if (t < best[i]) best[i] = t;
