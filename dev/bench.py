@@ -149,7 +149,8 @@ def build():
     parts = [ROOT / "dev/ceiling.c", *sorted((ROOT / "build").glob("matmul*.o")), ROOT / "build/threads.o",
              ROOT / "build/common.o"]
     if not ceiling.exists() or ceiling.stat().st_mtime < max(f.stat().st_mtime for f in parts):
-        command(os.environ.get("CC", "cc"), "-std=c11", "-D_GNU_SOURCE", "-O3", "-pthread", "-o", ceiling, *parts, "-lm")
+        command(os.environ.get("CC", "cc"), "-std=c11", "-D_GNU_SOURCE", "-O3", "-pthread", "-o", ceiling, *parts,
+                "-lm")
     return ceiling
 
 
