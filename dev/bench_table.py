@@ -60,9 +60,10 @@ class Record:
 
     def times(self, engine, threads, beams, stage):
         """All seconds of one kind; stages before the prompt do not depend on the beams."""
+        whole = stage in LANGUAGE and not self.half(engine)
         wanted = (1, self.beams) if stage in ("load", "vit", "qformer") else (beams,)
         return [r[stage] for r in self.known["runs"] if r["engine"] == engine and r["threads"] == threads and
-                r["beams"] in wanted and stage in r]
+                r["beams"] in wanted and stage in r and not (whole and r.get("half"))]
 
     def best(self, engine, threads, beams, stage):
         """The least of them, or None; None also where only half of the language model ran."""
@@ -70,8 +71,8 @@ class Record:
         return min(times) if times and not (stage in LANGUAGE and self.half(engine)) else None
 
     def half(self, engine):
-        """Whether this peer ran with half of the language model's layers."""
-        return any(r.get("half") for r in self.known["runs"] if r["engine"] == engine)
+        """Whether this peer ran with half of the language model's layers only, never with all."""
+        return all(r.get("half") for r in self.known["runs"] if r["engine"] == engine)
 
     def engines(self, threads):
         """Those that were measured at so many threads, ours first."""
@@ -181,7 +182,7 @@ def report(r):
              f"{rounds} round{'s' * (rounds != '1')}, engines in turns."]
     for t in r.threads:
         lines += table(r, t)
-    if any(r.half(e) for e in PEERS):
+    if any(r.half(e) for e in r.engines(max(r.threads))):
         lines += ["", "\\* with half of the language model's layers, for lack of memory; counts in no ratio."]
     for unit, why in r.known["left_out"].items():
         lines += ["", f"Left out: {unit.replace('-', ' ', 1)}: {why}."]
