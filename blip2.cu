@@ -311,10 +311,6 @@ template <typename T> static void dense(Run *r, Dense d) {
         d.x = r->h, d.x32 = NULL;
     }
     if (stream && (stream_dense(r->s, d, r->dev) || (d.T <= ROWS_MOST && rows_dense<T>(r->s, d, r->dev)))) return;
-    if (sizeof(T) == 2 && tile_fits(d)) {
-        tile_dense(r->s, d, r->dev);
-        return;
-    }
     Dense g = d;
     if (d.gated) g.OC = 2 * d.OC, g.out = r->ff, g.gated = 0;
     const bool relu = d.act == ACT_RELU && d.b && d.kind == OUT_ACT && !d.gated;
