@@ -47,12 +47,9 @@ SANITIZE := -fno-omit-frame-pointer -fsanitize=address$(comma)undefined -fno-san
 FLAGS += $(if $(SAN),-O1 $(SANITIZE),$(if $(FUZZ),-O2 -Wno-pass-failed $(SANITIZE) -fsanitize=fuzzer-no-link,-O3))
 LIBS := -lm -pthread -ldl
 
-USE_OPENMP := $(if $(NO_OPENMP),,$(FOUND_OPENMP))
 USE_JPEG := $(if $(NO_JPEG),,$(FOUND_JPEG))
 USE_WEBP := $(if $(NO_WEBP),,$(FOUND_WEBP))
 USE_EDIT := $(if $(NO_EDIT),,$(FOUND_EDIT))
-# without OpenMP nothing looks at the thread counts that only pragmas mention
-FLAGS += $(if $(USE_OPENMP),-fopenmp,-Wno-unused-parameter)
 FLAGS += $(if $(USE_JPEG),-DHAVE_JPEG $(JPEG_FLAGS))
 FLAGS += $(if $(USE_WEBP),-DHAVE_WEBP $(WEBP_FLAGS))
 FLAGS += $(if $(USE_EDIT),-DHAVE_EDIT $(EDIT_FLAGS))
@@ -72,11 +69,11 @@ SOURCES := $(sort $(wildcard *.c))
 OBJECTS := $(SOURCES:%.c=$(BUILD)/%.o)
 PARTS := $(filter-out $(BUILD)/main.o,$(OBJECTS))
 
-# Everything that BLIP-2 is goes into the library; the program is the rest, and common.c is in both.
+# Everything that BLIP-2 is goes into the library; the program is the rest; common.c and threads.c are in both.
 LIBRARY := $(patsubst %,$(BUILD)/%.o,libblip2 libblip2_% blip2 common device generate generate_% image image_% matmul \
              matmul_% model model_% threads tokenizer tokenizer_% unicode_tables)
 LIBRARY := $(filter $(LIBRARY),$(OBJECTS))
-PROGRAM := $(filter-out $(LIBRARY),$(OBJECTS)) $(BUILD)/common.o
+PROGRAM := $(filter-out $(LIBRARY),$(OBJECTS)) $(BUILD)/common.o $(BUILD)/threads.o
 ABI := $(shell sed -n 's/^\#define BLIP2_ABI *\([0-9]*\).*/\1/p' libblip2.h)
 
 # ---------------------------------------------------------------------------------------------------------
@@ -118,7 +115,6 @@ list:
 ifneq ($(FOUND_COMPILER),)
 	@echo 'zlib    $(call yes_no,$(FOUND_ZLIB))$(if $(FOUND_ZLIB),,needed for weight files: "make deps" installs it)'
 	@echo 'stb     $(call yes_no,$(FOUND_STB))$(if $(FOUND_STB),,needed for PNG: "make deps" installs it)'
-	@echo 'OpenMP  $(if $(NO_OPENMP),  left out ,$(call yes_no,$(FOUND_OPENMP)))$(if $(USE_OPENMP),,runs on one thread)'
 	@echo 'jpeg    $(if $(NO_JPEG),  left out ,$(call yes_no,$(FOUND_JPEG)))$(or $(USE_JPEG),stb_image: a little off)'
 	@echo 'webp    $(if $(NO_WEBP),  left out ,$(call yes_no,$(FOUND_WEBP)))$(if $(USE_WEBP),,no WebP images)'
 	@echo 'libedit $(if $(NO_EDIT),  left out ,$(call yes_no,$(FOUND_EDIT)))$(if $(USE_EDIT),,no line editing in --chat)'
@@ -157,7 +153,7 @@ test: programs
 	@SAN=$(SAN) sh test/run.sh $(BUILD)/blip2 $(BUILD)/compare_dumps $(TEST_PROGRAMS) $(TEST_SCRIPTS)
 
 # Fuzzing: a program for each test/fuzz/fuzz_NAME.c, run by test/fuzz/run.sh for FUZZ_SECONDS in all. libFuzzer is
-# part of clang; without it this is a skip. OpenMP stays out: its threads would outlive a case.
+# part of clang; without it this is a skip.
 
 FUZZ_SECONDS ?= 60
 FUZZ_IMAGES := gif bmp pnm
@@ -166,7 +162,7 @@ FUZZ_TARGETS := $(FUZZ_IMAGES) $(patsubst test/fuzz/fuzz_%.c,%,$(filter-out %/fu
 fuzz:
 	@if echo 'int LLVMFuzzerTestOneInput(void) { return 0; }' | \
 	    clang -x c -fsanitize=fuzzer,address -o /dev/null - 2>/dev/null; then \
-	    $(MAKE) --no-print-directory CC=clang FLAVOUR=fuzz FUZZ=1 NO_OPENMP=1 fuzz_run; \
+	    $(MAKE) --no-print-directory CC=clang FLAVOUR=fuzz FUZZ=1 fuzz_run; \
 	else echo 'SKIP no clang with libFuzzer here'; echo '0 passed, 0 failed, 1 skipped'; fi
 
 ifdef FUZZ
@@ -217,7 +213,7 @@ $(SIM)/test_cuda.o: test/test_cuda.cu
 	$(call SAY,g++ )$(SIM_CXX) $(SIM_KERNELS) -x c++ -c -o $@ $<
 
 $(SIM)/test_cuda: $(SIM)/test_cuda.o $(SIM_OBJECTS) $(BUILD)/test/fixture.o $(PARTS)
-	$(call SAY,link)g++ -fsanitize=address,undefined -fopenmp -o $@ $^ $(PROGRAM_LIBS) $(LIBS)
+	$(call SAY,link)g++ -fsanitize=address,undefined -o $@ $^ $(PROGRAM_LIBS) $(LIBS)
 
 test-cuda-sim: $(SIM)/test_sim $(SIM)/test_cuda
 	@VERBOSE=1 sh test/run.sh $(BUILD)/blip2 $(BUILD)/compare_dumps $^
@@ -226,7 +222,7 @@ test-cuda-sim: $(SIM)/test_sim $(SIM)/test_cuda
 # the C files that it calls. Only with CUDA=1 until it has been tried on a card.
 
 CUDA_ARCHS := -gencode arch=compute_80,code=sm_80 -gencode arch=compute_90,code=[sm_90,compute_90]
-NVCC_FLAGS := -std=c++17 -O3 $(CUDA_ARCHS) -Xcompiler -Wall,-Wextra,-fPIC$(if $(USE_OPENMP),$(comma)-fopenmp)
+NVCC_FLAGS := -std=c++17 -O3 $(CUDA_ARCHS) -Xcompiler -Wall,-Wextra,-fPIC
 CUDA_SOURCES := blip2.cu $(wildcard cuda_*.h cuda_*.cuh) blip2.h common.h generate.h
 
 $(BUILD)/cuda/%.o: %.c $(BUILD)/flags
@@ -239,14 +235,14 @@ $(BUILD)/cuda/blip2.o: $(CUDA_SOURCES)
 
 $(BUILD)/blip2_cuda.so: $(BUILD)/cuda/blip2.o $(patsubst %,$(BUILD)/cuda/%.o,common generate generate_process)
 	$(call SAY,link)$(NVCC) -shared -cudart static -o $@ $^ -Xlinker -Bsymbolic -lcublasLt \
-	    -Xlinker -rpath=$(abspath $(dir $(NVCC))../lib64) $(if $(USE_OPENMP),-lgomp)
+	    -Xlinker -rpath=$(abspath $(dir $(NVCC))../lib64)
 
 blip2_cuda.so: $(BUILD)/blip2_cuda.so
 	@cmp -s $< $@ || { cp $< $@.new && mv -f $@.new $@; }
 
 $(BUILD)/test_cuda: test/test_cuda.cu $(CUDA_SOURCES) $(BUILD)/test/fixture.o $(PARTS)
 	$(call SAY,nvcc)$(NVCC) $(NVCC_FLAGS) -o $@ $< $(BUILD)/test/fixture.o $(PARTS) -lcublasLt \
-	    $(if $(USE_OPENMP),-lgomp) $(PROGRAM_LIBS) $(LIBS)
+	    $(PROGRAM_LIBS) $(LIBS)
 
 test-cuda: $(BUILD)/test_cuda
 	@VERBOSE=1 sh test/run.sh $(BUILD)/blip2 $(BUILD)/compare_dumps $^
@@ -293,7 +289,7 @@ install: all
 	ln -sf libblip2.so.$(ABI) $(call PLACE,libblip2.so)
 	printf 'prefix=%s\n\nName: libblip2\nDescription: BLIP-2: images to text\nVersion: %s\n%s\n%s\n%s\n' '$(PREFIX)' \
 	    "$$(sed -n 's/^#define BLIP2_VERSION "\(.*\)".*/\1/p' libblip2.h)" 'Cflags: -I$${prefix}/include' \
-	    'Libs: -L$${prefix}/lib -lblip2' 'Libs.private: $(LIBS) $(if $(USE_OPENMP),-fopenmp)' >$(call PLACE,libblip2.pc)
+	    'Libs: -L$${prefix}/lib -lblip2' 'Libs.private: $(LIBS)' >$(call PLACE,libblip2.pc)
 	install -m 644 doc/blip2.1 $(call PLACE,blip2.1)
 	$(BUILD)/blip2 --completion bash >$(call PLACE,completions/blip2)
 	$(BUILD)/blip2 --completion zsh >$(call PLACE,_blip2)
@@ -327,7 +323,7 @@ help:
 	@echo 'SAN=1                 with address and undefined-behaviour sanitizers, under build/san'
 	@echo 'WERROR=1              warnings are errors'
 	@echo 'CUDA=1                also blip2_cuda.so, the CUDA backend (needs nvcc; not yet tried on a GPU)'
-	@echo 'NO_OPENMP=1  NO_JPEG=1  NO_WEBP=1  NO_EDIT=1  leave it out'
+	@echo 'NO_JPEG=1  NO_WEBP=1  NO_EDIT=1  leave it out'
 	@echo 'FLAVOUR=name          build in build/name'
 	@echo 'V=1                   show the commands'
 	@echo 'PARITY_PYTHON=python  use this interpreter for make parity'

@@ -5,6 +5,7 @@
 
 #include "bandwidth.h"
 
+#include "threads.h"
 #include "timing.h"
 
 #include <stdint.h>
@@ -23,24 +24,38 @@ static uint64_t read_chunk(const uint64_t *p) {
     return sum;
 }
 
+typedef struct {
+    char *block;
+    _Atomic uint64_t sum;     // of what was read, so that no compiler leaves the reading out
+} Reading;
+
+static void fill_job(void *arg, int job, int thread) {
+    Reading *r = arg;
+    (void)thread;
+    memset(r->block + (size_t)job * CHUNK, 1, CHUNK);
+}
+
+static void read_job(void *arg, int job, int thread) {
+    Reading *r = arg;
+    (void)thread;
+    r->sum += read_chunk((const uint64_t *)(const void *)(r->block + (size_t)job * CHUNK));
+}
+
 double read_bandwidth(int threads, double seconds) {
-    char *block = mmap(NULL, BYTES, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    if (block == MAP_FAILED) return 0;
-    madvise(block, BYTES, MADV_HUGEPAGE);     // only a wish
+    Reading r = {mmap(NULL, BYTES, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0), 0};
+    if (r.block == MAP_FAILED) return 0;
+    madvise(r.block, BYTES, MADV_HUGEPAGE);     // only a wish
+    Pool *pool = pool_open(threads);            // NULL: this thread alone
     double best = 0;
-    volatile uint64_t sink = 0;
-    #pragma omp parallel for num_threads(threads)
-    for (int i = 0; i < CHUNKS; i++) memset(block + (size_t)i * CHUNK, 1, CHUNK);   // pages of zeros may be one page
+    pool_run(pool, fill_job, &r, CHUNKS);       // untouched pages may all be one page of zeros
     const double start = seconds_now();
     do {
-        uint64_t sum = 0;
         const double t = seconds_now();
-        #pragma omp parallel for num_threads(threads) schedule(dynamic, 4) reduction(+ : sum)
-        for (int i = 0; i < CHUNKS; i++) sum += read_chunk((const uint64_t *)(const void *)(block + (size_t)i * CHUNK));
+        pool_run(pool, read_job, &r, CHUNKS);
         const double rate = (double)BYTES / (seconds_now() - t);
-        sink = sum;
         if (rate > best) best = rate;
     } while (seconds_now() - start < seconds);
-    munmap(block, BYTES);
-    return sink ? best : 0;
+    pool_close(pool);
+    munmap(r.block, BYTES);
+    return r.sum ? best : 0;
 }

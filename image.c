@@ -15,7 +15,7 @@
 //
 // Whatever happens to the child - a crash, an endless loop, no memory - is one line of error text in the
 // parent. The child only decodes: it runs no atexit handlers, writes no buffered output and starts no
-// threads, so the parent may well have OpenMP threads or tens of gigabytes of mapped weights.
+// threads, so the parent may well have threads or tens of gigabytes of mapped weights.
 
 #include "image.h"
 #include "image_codec.h"

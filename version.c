@@ -16,12 +16,6 @@
 #define COMPILER "gcc " __VERSION__
 #endif
 
-#ifdef _OPENMP
-#define OPENMP "yes"
-#else
-#define OPENMP "no"
-#endif
-
 #ifdef HAVE_EDIT
 #define EDIT "yes"
 #else
@@ -45,7 +39,7 @@ void version_print(FILE *f) {
     const char *formats = blip2_formats();
     blip2_error e;
     fprintf(f, "blip2 %s\ncompiler: %s\n", blip2_version(), COMPILER);
-    fprintf(f, "features: OpenMP %s, jpeg library %s, webp %s, libedit %s, curl %s\n", OPENMP,
+    fprintf(f, "features: jpeg library %s, webp %s, libedit %s, curl %s\n",
             yes_no(strstr(formats, "libjpeg")), yes_no(strstr(formats, "webp")), EDIT, yes_no(in_path("curl")));
     fprintf(f, "images: %s\ncpu: %s\n", formats, blip2_cpu_isa(NULL));
     fprintf(f, "cuda: %s\n", blip2_device("cuda", &e) ? e.text : "yes");

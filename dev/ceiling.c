@@ -2,19 +2,18 @@
 //
 //   ceiling [-t THREADS] [-r ROUNDS] [--isa NAME] [--matmul]
 //
-// Without --matmul prints two lines: the rate at which the threads read memory, and their f32 multiply-add peak.
+// Without --matmul prints a line for each ceiling: the rate at which the threads read memory, their f32 multiply-add
+// peak and, where the processor has such instructions, that of bf16 and int8 products (AVX-512 BF16, VNNI; not AMX).
 // With it, one line a shape: the time of one matmul at the sizes of BLIP-2, and its share of the ceiling that binds it.
 // All figures are the best of many interleaved rounds, because a shared machine can only be slower than itself.
 // Not here: whole models (dev/bench.py, which runs this program too).
 #include "../matmul.h"
+#include "../threads.h"
 
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <time.h>
-#ifdef _OPENMP
-#include <omp.h>
-#endif
 #if defined(__x86_64__)
 #include <immintrin.h>
 #endif
@@ -45,6 +44,12 @@ typedef float v16 __attribute__((vector_size(64), aligned(4), may_alias));
 #define AVX2 __attribute__((target("avx2,fma")))
 MULTIPLY(multiply8, AVX2, v8, 8, _mm256_fmadd_ps)
 MULTIPLY(multiply16, __attribute__((target("avx512f"))), v16, 16, _mm512_fmadd_ps)
+#define BF16(a, x, y) _mm512_dpbf16_ps(a, (__m512bh)(x), (__m512bh)(y))
+#define INT8(a, x, y) (v16)_mm512_dpbusd_epi32((__m512i)(a), (__m512i)(x), (__m512i)(y))
+MULTIPLY(multiply_bf16, __attribute__((target("avx512f,avx512bf16"))), v16, 16, BF16)
+MULTIPLY(multiply_int8, __attribute__((target("avx512f,avx512vnni"))), v16, 16, INT8)
+#define HAVE_BF16 __builtin_cpu_supports("avx512bf16")
+#define HAVE_INT8 __builtin_cpu_supports("avx512vnni")
 #define HAVE_AVX2 (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))
 #define HAVE_AVX512 __builtin_cpu_supports("avx512f")
 #else
@@ -52,6 +57,10 @@ MULTIPLY(multiply16, __attribute__((target("avx512f"))), v16, 16, _mm512_fmadd_p
 #define MULTIPLY_ADD(a, b, c) ((a) * (b) + (c))
 MULTIPLY(multiply8, , v8, 8, MULTIPLY_ADD)
 MULTIPLY(multiply16, , v16, 16, MULTIPLY_ADD)
+#define multiply_bf16 multiply16
+#define multiply_int8 multiply16
+#define HAVE_BF16 false
+#define HAVE_INT8 false
 #define HAVE_AVX2 true
 #define HAVE_AVX512 true
 #endif
@@ -66,43 +75,53 @@ static AVX2 float read_all(const char *p, size_t n) {
     return a[0];
 }
 
+enum { F32, BF16_PAIRS, INT8_FOURS, PEAKS };      // kinds of multiply-add: of 1, 2 and 4 products into a 32-bit sum
+
 typedef struct {
     char *memory;
-    size_t bytes, at;         // of the block; where the next read starts, so that nothing is still in a cache
-    int threads;
-    double read, flops;       // best so far, per second
-    volatile float sink;
+    size_t bytes, at;           // of the block; where the next read starts, so that nothing is still in a cache
+    Pool *pool;
+    double read, flops[PEAKS];  // best so far, per second
+    float (*multiply)(long n, float seed);
+    _Atomic uint32_t sink;      // so that no compiler leaves anything out
 } Machine;
 
-enum { CHUNK = 1 << 20, CHUNKS = 128 };
+enum { CHUNK = 1 << 20, CHUNKS = 128, ROUNDS = 20000, TURNS = 32 };
+
+static void keep(Machine *m, float result) {
+    uint32_t bits;
+    memcpy(&bits, &result, sizeof bits);
+    m->sink += bits;
+}
+
+static void read_job(void *arg, int job, int thread) {
+    Machine *m = arg;
+    (void)thread;
+    keep(m, read_all(m->memory + m->at + (size_t)job * CHUNK, CHUNK));
+}
 
 static void measure_read(Machine *m) {
     if (m->at + (size_t)CHUNK * CHUNKS > m->bytes) m->at = 0;
-    const char *p = m->memory + m->at;
-    float sink = 0;
     double t = now();
-#ifdef _OPENMP
-#pragma omp parallel for schedule(dynamic, 4) num_threads(m->threads) reduction(+ : sink)
-#endif
-    for (int i = 0; i < CHUNKS; i++) sink += read_all(p + (size_t)i * CHUNK, CHUNK);
+    pool_run(m->pool, read_job, m, CHUNKS);
     t = now() - t;
-    m->sink = sink;
     m->at += (size_t)CHUNK * CHUNKS;
     if ((double)CHUNK * CHUNKS / t > m->read) m->read = (double)CHUNK * CHUNKS / t;
 }
 
-static void measure_multiply(Machine *m, float (*multiply)(long n, float seed), int width) {
-    const long n = 300000;
-    float sink = 0;
+static void multiply_job(void *arg, int job, int thread) {
+    Machine *m = arg;
+    (void)job, (void)thread;
+    keep(m, m->multiply(ROUNDS, 0.5f));
+}
+
+static void measure_multiply(Machine *m, float (*multiply)(long n, float seed), int products, int peak) {
+    m->multiply = multiply;
     double t = now();
-#ifdef _OPENMP
-#pragma omp parallel for schedule(static) num_threads(m->threads) reduction(+ : sink)
-#endif
-    for (int i = 0; i < m->threads; i++) sink += multiply(n, 0.5f);
+    pool_run(m->pool, multiply_job, m, TURNS);
     t = now() - t;
-    m->sink = sink;
-    const double flops = (double)m->threads * (double)n * 12 * 2 * width;
-    if (flops / t > m->flops) m->flops = flops / t;
+    const double flops = (double)TURNS * ROUNDS * 12 * 2 * products;
+    if (flops / t > m->flops[peak]) m->flops[peak] = flops / t;
 }
 
 typedef struct { const char *what; int T, C, OC, dtype; } Shape;
@@ -135,18 +154,18 @@ static double time_shape(const Shape *s, Machine *m, float *x, float *out, const
 }
 
 int main(int argc, char **argv) {
-    Machine m = {.bytes = (size_t)1 << 30, .threads = 2};
-    int rounds = 10;
+    Machine m = {.bytes = (size_t)1 << 30};
+    int rounds = 10, threads = 2;
     bool products = false;
     const char *isa = NULL;
     for (int i = 1; i < argc; i++) {
         if (!strcmp(argv[i], "--matmul")) products = true;
-        else if (!strcmp(argv[i], "-t") && i + 1 < argc) m.threads = atoi(argv[++i]);
+        else if (!strcmp(argv[i], "-t") && i + 1 < argc) threads = atoi(argv[++i]);
         else if (!strcmp(argv[i], "-r") && i + 1 < argc) rounds = atoi(argv[++i]);
         else if (!strcmp(argv[i], "--isa") && i + 1 < argc) isa = argv[++i];
         else { fprintf(stderr, "usage: ceiling [-t THREADS] [-r ROUNDS] [--isa NAME] [--matmul]\n"); return 2; }
     }
-    if (m.threads < 1 || rounds < 1) { fprintf(stderr, "ceiling: -t and -r take positive numbers\n"); return 2; }
+    if (threads < 1 || rounds < 1) { fprintf(stderr, "ceiling: -t and -r take positive numbers\n"); return 2; }
     if (!HAVE_AVX2) { fprintf(stderr, "ceiling: needs AVX2\n"); return 1; }
     const MatmulKernels *kernels = matmul_kernels(isa);
     if (!kernels) { fprintf(stderr, "ceiling: no inner loops called %s here\n", isa); return 2; }
@@ -154,8 +173,9 @@ int main(int argc, char **argv) {
     const size_t most = (size_t)677 * 10240;
     // aligned as in the arena of blip2.c: AVX2 loses a third on five rows that are not
     float *x = aligned_alloc(64, most * sizeof *x), *out = aligned_alloc(64, most * sizeof *out);
-    const uint64_t scratch = (matmul_scratch_bytes(m.threads) + 63) / 64 * 64;
-    const Par par = {m.threads, kernels, aligned_alloc(64, scratch), pool_open(m.threads)};
+    const uint64_t scratch = (matmul_scratch_bytes(threads) + 63) / 64 * 64;
+    m.pool = pool_open(threads);
+    const Par par = {threads, kernels, aligned_alloc(64, scratch), m.pool};
     if (m.memory == MAP_FAILED || !x || !out || !par.scratch) { fprintf(stderr, "ceiling: no memory\n"); return 1; }
     for (size_t i = 0; i < m.bytes / 4; i++)       // small positive numbers, as f32 and as bf16
         ((uint32_t *)m.memory)[i] = 0x3C003C00u + (uint32_t)(i * 2654435761u >> 20 & 0xFFF);
@@ -164,21 +184,26 @@ int main(int argc, char **argv) {
     for (int i = 0; i < SHAPES; i++) best[i] = 1e9;
     for (int r = 0; r < rounds; r++) {
         measure_read(&m);
-        measure_multiply(&m, multiply8, 8);
-        if (HAVE_AVX512) measure_multiply(&m, multiply16, 16);
+        measure_multiply(&m, multiply8, 8, F32);
+        if (HAVE_AVX512) measure_multiply(&m, multiply16, 16, F32);
+        if (HAVE_BF16) measure_multiply(&m, multiply_bf16, 32, BF16_PAIRS);
+        if (HAVE_INT8) measure_multiply(&m, multiply_int8, 64, INT8_FOURS);
         for (int i = 0; products && i < SHAPES; i++) {
             const double t = time_shape(&shapes[i], &m, x, out, &par);
             if (t < best[i]) best[i] = t;
         }
     }
-    printf("read %.1f GB/s\nmultiply %.1f GFLOP/s\n", m.read * 1e-9, m.flops * 1e-9);
+    printf("read %.1f GB/s\nmultiply %.1f GFLOP/s\n", m.read * 1e-9, m.flops[F32] * 1e-9);
+    if (HAVE_BF16) printf("multiply_bf16 %.1f GFLOP/s\n", m.flops[BF16_PAIRS] * 1e-9);
+    if (HAVE_INT8) printf("multiply_int8 %.1f GOP/s\n", m.flops[INT8_FOURS] * 1e-9);
     for (int i = 0; products && i < SHAPES; i++) {
         const Shape *s = &shapes[i];
         const double bytes = (double)s->OC * s->C * (s->dtype == DT_BF16 ? 2 : 4), flop = 2.0 * s->T * s->C * s->OC;
         printf("%-16s T=%3d C=%5d OC=%5d %s %8.3f ms %6.1f GFLOP/s (%3.0f %%) %5.1f GB/s (%3.0f %%)\n", s->what, s->T,
                s->C, s->OC, s->dtype == DT_BF16 ? "bf16" : "f32 ", best[i] * 1e3, flop / best[i] * 1e-9,
-               100 * flop / best[i] / m.flops, bytes / best[i] * 1e-9, 100 * bytes / best[i] / m.read);
+               100 * flop / best[i] / m.flops[F32], bytes / best[i] * 1e-9, 100 * bytes / best[i] / m.read);
     }
+    pool_close(m.pool);
     munmap(m.memory, m.bytes);
     free(x), free(out), free(par.scratch);
     return 0;

@@ -7,7 +7,7 @@
 cc=${1:-cc}
 here=$(dirname "$0")
 
-# Words of: compiler zlib stb jpeg webp edit openmp python curl
+# Words of: compiler zlib stb jpeg webp edit python curl
 missing() {
     found=$(sh "$here/probe.sh" "$cc")
     echo "$found" | sed -n 's/^FOUND_\([A-Z]*\) = *$/\1/p' | grep -v GCC | tr 'A-Z\n' 'a-z '
@@ -36,7 +36,6 @@ if command -v apt-get >/dev/null; then
         jpeg) add libjpeg-dev ;;
         webp) add libwebp-dev ;;
         edit) add libedit-dev ;;
-        openmp) if [ $clang ]; then add libomp-dev; else add libgomp1; fi ;;
         python) add python3 python3-venv ;;
         curl) add curl ca-certificates ;;
         esac
@@ -54,7 +53,6 @@ elif command -v dnf >/dev/null; then
         jpeg) add libjpeg-turbo-devel ;;
         webp) add libwebp-devel ;;
         edit) add libedit-devel ;;
-        openmp) if [ $clang ]; then add libomp-devel; else add libgomp; fi ;;
         python) add python3 ;;
         curl) add curl ;;
         esac
@@ -71,7 +69,6 @@ elif command -v brew >/dev/null; then
         jpeg) add jpeg-turbo ;;
         webp) add webp ;;
         edit) add libedit ;;
-        openmp) add libomp ;;
         python) add python ;;
         curl) add curl ;;
         esac

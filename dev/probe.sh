@@ -38,10 +38,6 @@ ask gcc "" <<'C' &
 #endif
 int main(void) { return 0; }
 C
-ask openmp "-fopenmp" <<'C' &
-#include <omp.h>
-int main(void) { return omp_get_max_threads() < 1; }
-C
 ask zlib "$zlib" <<'C' &
 #include <zlib.h>
 int main(void) { return crc32_z(0, 0, 0) != 0; }
@@ -80,7 +76,6 @@ version=
 found compiler && version=$($cc --version 2>/dev/null | head -n 1 | tr -dc 'A-Za-z0-9 ._+~()-')
 echo "FOUND_COMPILER = $version"
 echo "FOUND_GCC = $(found gcc && echo yes)"
-echo "FOUND_OPENMP = $(found openmp && echo yes)"
 echo "FOUND_ZLIB = $(found zlib && echo yes)"
 echo "FOUND_JPEG = $(if found turbo; then echo libjpeg-turbo; elif found jpeg; then echo libjpeg; fi)"
 echo "FOUND_WEBP = $(found webp && echo yes)"

@@ -31,7 +31,7 @@ if [ "$SAN" = 1 ]; then
     skipped=$((skipped + 1)); echo "SKIP the example with sanitizers: it would have to be compiled with them" >&2
 else
     cc=$(sed -n '1s/ .*//p' "$build/flags")
-    extra=$(sed -n 1p "$build/flags" | tr ' ' '\n' | grep -x -e '-fopenmp' -e '-l.*' -e '-L.*' | tr '\n' ' ')
+    extra=$(sed -n 1p "$build/flags" | tr ' ' '\n' | grep -x -e '-l.*' -e '-L.*' | tr '\n' ' ')
     "$blip2" --quiet -m test/data/tiny_t5.bin test/data/tiny_0.png >"$tmp/want"
     "$cc" -std=c11 -Wall -Wextra -Werror -I. doc/example.c -o "$tmp/shared" -L"$build" -lblip2 -Wl,-rpath,"$build"
     check $? 0 "doc/example.c with libblip2.so"

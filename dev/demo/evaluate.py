@@ -43,7 +43,7 @@ class Asked:
 
 def make_set(args, folder, keep, compositions):
     """Renders the scenes of one set as PNG files -> list of Asked."""
-    drawings = S.Drawings(args.drawings, args.index, S.NOUNS, keep)
+    drawings = S.Drawings(args.drawings, args.index, S.nouns(args), keep)
     words, out = Words(drawings.plural, drawings.category, drawings.nouns), []
     for i in range(args.scenes):
         scene = S.sample_scene(drawings, args.seed, 2 * 10 ** 9 + i, compositions)

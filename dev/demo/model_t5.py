@@ -22,11 +22,11 @@ PAD, EOS, UNK = 0, 1, 2                 # T5's ids; the decoder starts with the 
 
 
 def build(first, vocab, image_token, seed):
-    """first: the OPT demo model -> the same vision parts with a Flan-T5 of 0.9 million parameters, new."""
+    """first: the OPT demo model -> the same vision parts with a Flan-T5 of 0.7 million parameters, new."""
     torch.manual_seed(seed)
     C = first.config.qformer_config.hidden_size
-    text = T5Config(vocab_size=vocab, d_model=C, d_kv=32, d_ff=256, num_layers=2, num_decoder_layers=3,
-                    num_heads=4, feed_forward_proj="gated-gelu", dropout_rate=0.0, tie_word_embeddings=False,
+    text = T5Config(vocab_size=vocab, d_model=C, d_kv=32, d_ff=160, num_layers=2, num_decoder_layers=2,
+                    num_heads=3, feed_forward_proj="gated-gelu", dropout_rate=0.0, tie_word_embeddings=False,
                     relative_attention_num_buckets=32, relative_attention_max_distance=64,
                     decoder_start_token_id=PAD, pad_token_id=PAD, eos_token_id=EOS)
     text.dense_act_fn = "gelu"          # BLIP-2's Flan-T5 uses the exact GELU, T5Config alone the tanh form
@@ -34,6 +34,11 @@ def build(first, vocab, image_token, seed):
                          qformer_config=first.config.qformer_config.to_dict(), text_config=text.to_dict(),
                          num_query_tokens=first.config.num_query_tokens, image_token_index=image_token)
     net = Blip2ForConditionalGeneration(config)
+    # T5Config ties the head to the embedding whatever it is told; Flan-T5's is a matrix of its own. With the
+    # embedding's deviation of 1, which suits T5's layers, a head begins with logits of 11: too much to unlearn.
+    lm = net.language_model
+    lm.config.tie_word_embeddings = False
+    lm.lm_head.weight = torch.nn.Parameter(torch.randn(vocab, C) * .03)
     net.generation_config = GenerationConfig(pad_token_id=PAD, eos_token_id=EOS, decoder_start_token_id=PAD)
     net.vision_model.load_state_dict(first.vision_model.state_dict())
     net.qformer.load_state_dict(first.qformer.state_dict())

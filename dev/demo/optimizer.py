@@ -7,6 +7,8 @@ faster). Rates of .02 and .05 were too high for batches of 48: .008 learned some
 """
 import torch
 
+T5_QUERY = 32 ** -.5    # T5 does not divide its scores by the root of the head size: its queries' weights do that
+
 
 class Optimizers:
     """named: (name, parameter) pairs; slow: parts of names of the parameters that take a step of slow_by
@@ -20,7 +22,7 @@ class Optimizers:
             # an embedding's rows are looked up, not multiplied, and heads are better off with Adam
             looked_up = any(s in name for s in ("embed_", "shared", "relative_attention_bias"))
             if p.ndim == 2 and "head" not in name and not looked_up:
-                self.matrices.setdefault((is_slow, tuple(p.shape)), []).append(p)
+                self.matrices.setdefault((is_slow, tuple(p.shape), ".q." in name), []).append(p)
             else:
                 adam.setdefault(is_slow, []).append(p)
         self.adam = {k: torch.optim.AdamW(ps, lr=lr_adam, betas=(.9, .98), weight_decay=decay, fused=True)
@@ -39,13 +41,13 @@ class Optimizers:
                 torch.nn.utils.clip_grad_norm_(g["params"], 1.0)
             adam.step()
             adam.zero_grad(set_to_none=True)
-        for (is_slow, shape), params in self.matrices.items():
+        for (is_slow, shape, unscaled), params in self.matrices.items():
             if is_slow and self.calls % 2:
                 continue
-            grad, mean = torch.stack([p.grad for p in params]), self.momentum[(is_slow, shape)]
+            grad, mean = torch.stack([p.grad for p in params]), self.momentum[(is_slow, shape, unscaled)]
             mean.lerp_(grad, .05)
             turn = orthogonal(grad.lerp(mean, .95)) * max(1, shape[0] / shape[1]) ** .5
-            rate = self.lr * scale * (self.slow_by if is_slow else 1.0)
+            rate = self.lr * scale * (self.slow_by if is_slow else 1.0) * (T5_QUERY if unscaled else 1.0)
             for p, t in zip(params, turn, strict=True):
                 p.mul_(1 - rate * self.decay).add_(t, alpha=-rate)
                 p.grad = None

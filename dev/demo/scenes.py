@@ -27,14 +27,14 @@ from PIL import Image, ImageDraw, ImageFilter
 
 # Left out on purpose: nouns without a singular (grapes, scissors), mass nouns (corn, bread, pizza), pairs
 # that even people mix up in these styles (taxi and car, hamster and bear), drawings with a background.
-NOUNS = """dog cat rabbit panda cow pig frog monkey elephant penguin turtle fish octopus snail ladybug bee
+FEW_NOUNS = """dog cat rabbit panda cow pig frog monkey elephant penguin turtle fish octopus snail ladybug bee
 tree cactus mushroom sunflower banana pineapple strawberry watermelon cherry eggplant hamburger doughnut
 car bus bicycle train airplane rocket house star umbrella balloon soccer_ball guitar key crown snowman
 heart""".replace("_", "\0").split()
-NOUNS = [n.replace("\0", " ") for n in NOUNS]
+FEW_NOUNS = [n.replace("\0", " ") for n in FEW_NOUNS]
 
-# For a second, longer training (train.py --nouns many): all that every style has a drawing of, but for those.
-MORE_NOUNS = """mouse koala tiger leopard wolf horse sheep goat camel squirrel chicken chick crocodile
+# What the demo knows: those 44 (FEW_NOUNS, for a quicker training), and all the others that every style draws.
+NOUNS = """mouse koala tiger leopard wolf horse sheep goat camel squirrel chicken chick crocodile
 snake dragon whale dolphin caterpillar ant spider tulip hibiscus rose palm_tree clover maple_leaf melon
 orange lemon pear peach tomato chili_pepper sushi ice_cream cookie cake candy lollipop coffee wine_glass
 beer_mug mountain volcano factory castle church fountain tent ferris_wheel tram truck tractor motorcycle
@@ -43,7 +43,7 @@ snowflake Christmas_tree jack-o-lantern gift trophy baseball basketball palette 
 backpack shoe boot hat ring bell microphone radio saxophone trumpet piano violin phone laptop printer
 television camera light_bulb flashlight candle book newspaper envelope box pencil crayon lock hammer bomb
 wrench microscope telescope syringe door toilet bathtub ghost skull alien""".replace("_", "\0").split()
-MORE_NOUNS = NOUNS + [n.replace("\0", " ") for n in MORE_NOUNS]
+NOUNS = FEW_NOUNS + [n.replace("\0", " ") for n in NOUNS]
 
 HELD_OUT_STYLE = "fxemoji"
 # Near copies of each other count as one style when a style is drawn at random.
@@ -374,6 +374,12 @@ def render(scene, S, patch=0, noun_id=None, jitter=True):
 def add_source_options(ap):
     ap.add_argument("--drawings", nargs="+", required=True, help="folders or tars of <style>/<name>.png")
     ap.add_argument("--index", nargs="+", required=True, help="one table for each of --drawings")
+    ap.add_argument("--nouns", choices=["few", "many"], default="many", help="44 or 161 [many]")
+
+
+def nouns(args):
+    """The nouns that --nouns asks for."""
+    return FEW_NOUNS if args.nouns == "few" else NOUNS
 
 
 def main():
@@ -386,7 +392,7 @@ def main():
     ap.add_argument("--seed", type=int, default=1)
     args = ap.parse_args()
     keep = (lambda s: s == args.style) if args.style else (lambda s: s != HELD_OUT_STYLE)
-    drawings = Drawings(args.drawings, args.index, NOUNS, keep)
+    drawings = Drawings(args.drawings, args.index, nouns(args), keep)
     words = Words(drawings.plural, drawings.category, drawings.nouns)
     S, cols, rows = 224, 4, 3
     sheet = Image.new("RGB", (cols * (S + 200), rows * (S + 4)), "white")

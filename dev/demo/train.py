@@ -12,7 +12,7 @@ words: the language model and the projection learn to caption and to answer from
 blip: all parts learn from texts, several for one image. Three helping losses stay on: the patches' nouns; the
       first queries name the objects from left to right and the background; all are drawn to the oracle's.
       Starts from DIR/vit.pt and DIR/words.pt, or with --start FOLDER from an exported model (its
-      helping heads start anew).
+      helping heads start anew) and from those of the two that are there.
 
 A second model with a Flan-T5, which borrows the ViT and Q-Former of the finished first one and leaves them as
 they are, is trained with `words` and `blip` and --first DIR-OF-THE-FIRST.
@@ -47,8 +47,7 @@ class Source:
     """Batches of scenes from one set of drawings."""
 
     def __init__(self, args, keep):
-        nouns = S.MORE_NOUNS if args.nouns == "many" else S.NOUNS
-        self.drawings = S.Drawings(args.drawings, args.index, nouns, keep)
+        self.drawings = S.Drawings(args.drawings, args.index, S.nouns(args), keep)
         self.id, self.seed = {n: i for i, n in enumerate(self.drawings.nouns)}, args.seed
 
     def batches(self, first, total, count, dense):
@@ -347,6 +346,20 @@ def check_both(args, run, net, heads, test, unseen, packer, words):
     M.export(net, args.tokenizer, os.path.join(args.out, "hf"))
 
 
+def take_over(args, net, heads):
+    """What the stages before left in --out; with --start they need not be there."""
+    stages = {"vit": {"vit": net.vision_model, "heads": heads["patches"]},
+              "words": {"language_model": net.language_model, "language_projection": net.language_projection,
+                        "oracle": heads["oracle"]}}
+    for stage, parts in stages.items():
+        path = os.path.join(args.out, stage + ".pt")
+        if args.start and not os.path.exists(path):
+            continue
+        state = torch.load(path, weights_only=True)
+        for name, part in parts.items():
+            part.load_state_dict(state[name])
+
+
 def train_blip(args, seen, test, unseen, net, tok):
     words = Words(seen.drawings.plural, seen.drawings.category, seen.drawings.nouns)
     packer, cfg = make_packer(args, tok), net.config
@@ -354,14 +367,7 @@ def train_blip(args, seen, test, unseen, net, tok):
                                  "queries": QueryHeads(cfg.qformer_config.hidden_size, len(seen.id)),
                                  "oracle": Oracle(cfg.num_query_tokens, cfg.qformer_config.hidden_size,
                                                   len(seen.id))})
-    if not args.start:
-        state = torch.load(os.path.join(args.out, "vit.pt"), weights_only=True)
-        net.vision_model.load_state_dict(state["vit"])
-        heads["patches"].load_state_dict(state["heads"])
-        state = torch.load(os.path.join(args.out, "words.pt"), weights_only=True)
-        net.language_model.load_state_dict(state["language_model"])
-        net.language_projection.load_state_dict(state["language_projection"])
-        heads["oracle"].load_state_dict(state["oracle"])
+    take_over(args, net, heads)
     parts = {"net": net, "heads": heads}
     named = [(f"{n}.{k}", p) for n, m in parts.items() for k, p in m.named_parameters()]
     run = Run(args, "blip", parts,
@@ -388,19 +394,25 @@ def train_blip(args, seen, test, unseen, net, tok):
 
 def make_model(args, words):
     """-> the model (f32) and its tokenizer: from --start, or new; with --first a second language model."""
-    args.tokenizer = args.start or os.path.join(args.out, "tokenizer")
+    own = os.path.join(args.out, "tokenizer")            # of a stage words that began without --start
+    args.tokenizer = args.start if args.start and not os.path.exists(own) else own
     if os.path.exists(os.path.join(args.tokenizer, "tokenizer.json")):
         tok = M.load_tokenizer(args.tokenizer)
     else:
         tok = (M5 if args.first else M).make_tokenizer(words.corpus(), args.vocab, args.tokenizer)
     load = M.Blip2ForConditionalGeneration.from_pretrained
     vocab, image_token = tok.get_vocab_size(), tok.token_to_id("<image>")
-    if args.start:
+    if args.start == args.tokenizer:
         net = load(args.start, dtype=torch.float32)
     elif args.first:
         net = M5.build(load(os.path.join(args.first, "hf"), dtype=torch.float32), vocab, image_token, args.seed)
     else:
         net = M.build(vocab, tok.encode("\n", add_special_tokens=False).ids[0], image_token, args.seed)
+    if args.start and args.start != args.tokenizer:      # new words: the eyes are taken over, the mouth is not
+        old = load(args.start, dtype=torch.float32)
+        net.vision_model.load_state_dict(old.vision_model.state_dict())
+        net.qformer.load_state_dict(old.qformer.state_dict())
+        net.query_tokens.data.copy_(old.query_tokens.data)
     # transformers' default here spends more than half of a step in the backward pass of fused attention
     net.set_attn_implementation("eager")
     print(f"{sum(p.numel() for p in net.parameters()) / 1e6:.3f} million parameters", flush=True)
@@ -413,7 +425,6 @@ def main():
     S.add_source_options(ap)
     ap.add_argument("--out", required=True)
     ap.add_argument("--scenes", type=int, required=True)
-    ap.add_argument("--nouns", choices=["few", "many"], default="few", help="44 or 161 [few]")
     ap.add_argument("--start", help="an exported model to go on from (stage blip)")
     ap.add_argument("--first", metavar="DIR", help="--out of a finished run: train a Flan-T5 on what its ViT "
                                                     "and Q-Former see (stages words and blip)")
