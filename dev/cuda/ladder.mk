@@ -5,7 +5,7 @@
 
 .PHONY: ladder test-ladder-sim
 
-LADDER := layernorm dense matvec vit_attention decode_attention
+LADDER := layernorm dense matvec vit_attention decode_attention patch_embedding
 LADDER_COMMIT := $(shell git describe --always --dirty 2>/dev/null || echo unknown)
 # Each operation calls one launcher of a header that has several.
 LADDER_NVCC := $(NVCC_FLAGS) -I. -DLADDER_COMMIT='"$(LADDER_COMMIT)"' -Xcompiler -Wno-unused-function -diag-suppress 177
@@ -24,14 +24,14 @@ $(BUILD)/ladder/%.o: dev/cuda/%.cu $(LADDER_HEADERS)
 	$(call SAY,nvcc)$(NVCC) $(LADDER_NVCC) -c -o $@ $<
 
 $(LADDER:%=$(BUILD)/ladder/%): %: %.o $(BUILD)/ladder/ladder.o $(LADDER_PARTS)
-	$(call SAY,link)$(NVCC) -o $@ $^ -lcublasLt $(if $(USE_OPENMP),-lgomp) $(PROGRAM_LIBS) $(LIBS)
+	$(call SAY,link)$(NVCC) -o $@ $^ -lcublasLt $(PROGRAM_LIBS) $(LIBS)
 
 $(SIM)/ladder/%.o: dev/cuda/%.cu
 	@mkdir -p $(SIM)/ladder
 	$(call SAY,g++ )$(SIM_CXX) -Wno-unused-function $(SIM_KERNELS) -x c++ -c -o $@ $<
 
 $(LADDER:%=$(SIM)/ladder/%): %: %.o $(SIM)/ladder/ladder.o $(SIM_OBJECTS) $(LADDER_PARTS)
-	$(call SAY,link)g++ -fsanitize=address,undefined -fopenmp -o $@ $^ $(PROGRAM_LIBS) $(LIBS)
+	$(call SAY,link)g++ -fsanitize=address,undefined -o $@ $^ $(PROGRAM_LIBS) $(LIBS)
 
 test-ladder-sim: $(LADDER:%=$(SIM)/ladder/%)
 	@sh dev/cuda/test_sim.sh $^
