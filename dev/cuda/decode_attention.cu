@@ -65,8 +65,8 @@ __global__ void decode2(Past p) {
     ((bf16 *)p.out)[((size_t)row * p.H + h) * p.A + a] = f32_to_bf16(out / sum);
 }
 
-// Version 3: a warp per head of a row, its lanes along the head: neighbours read neighbours. The soft-max runs along, so
-// that key and value of a position are read together and no score is stored. Limit: positions come one after the other,
+// Version 3: a warp per head of a row, its lanes along the head: neighbours read neighbours. The soft-max runs along,
+// so that key and value of a position are read together and no score is stored. Limit: positions come one after the other,
 // each a load, a sum over the warp (5 shuffles) and an exponential behind the one before.
 template <int C> __global__ void decode3(Past p) {
     const int h = blockIdx.x, row = blockIdx.y, lane = threadIdx.x;
@@ -110,8 +110,8 @@ static void run_case(Ladder *l, int B, int K, int n, int t, int H, int A) {
     // prompts are shorter by one from one to the next
     double positions = 0;
     for (int b = 0; b < B; b++) positions += n - b + (double)K * (t + 1);
-    if (!ladder_case(l, positions * 4 * I + 4.0 * R * I, 0, "%d x %d rows, %d + %d positions, %d heads of %d", B, K, n, t + 1, H,
-                     A)) return;
+    if (!ladder_case(l, positions * 4 * I + 4.0 * R * I, 0, "%d x %d rows, %d + %d positions, %d heads of %d", B, K, n,
+                     t + 1, H, A)) return;
     const std::vector<float> q = ladder_numbers((size_t)R * I, 1, true);
     const std::vector<float> prompts = ladder_numbers((size_t)B * TK * 2 * I, 2, true);
     const std::vector<float> fresh = ladder_numbers((size_t)max_new * R * 2 * I, 3, true);
@@ -137,9 +137,9 @@ static void run_case(Ladder *l, int B, int K, int n, int t, int H, int A) {
 }
 
 int main(int argc, char **argv) {
-    Ladder l = ladder_open(argc, argv, "decode_attention", {"a thread per output", "a thread per position, then per output",
-                                                            "a warp per head, running soft-max",
-                                                            "shipped: eight warps per head"});
+    Ladder l = ladder_open(argc, argv, "decode_attention",
+                           {"a thread per output", "a thread per position, then per output",
+                            "a warp per head, running soft-max", "shipped: eight warps per head"});
     if (l.small) {
         run_case(&l, 1, 1, 3, 0, 2, 8);
         run_case(&l, 2, 3, 9, 4, 2, 20);

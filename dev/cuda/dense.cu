@@ -129,9 +129,9 @@ __global__ void dense4(Layer p) {
 }
 
 // Version 5: gemm() of cuda_dense.cuh: tiles of both in shared memory, 16 bytes a load, the next tile on its way while
-// this one is multiplied, fragments through ldmatrix. It ships for int8 and int4 weights and for shapes that the library
-// has no algorithm for; bf16 weights go through cuBLASLt, whose tiles are larger and, on an H100, use instructions
-// (wgmma) that this one does not.
+// this one is multiplied, fragments through ldmatrix. It ships for int8 and int4 weights and for shapes that the
+// library has no algorithm for; bf16 weights go through cuBLASLt, which on an H100 has instructions (wgmma) that this
+// one does not use.
 
 static bool launch(const Ladder *l, int version, const Layer &p, const Dense &d) {
     const dim3 tiles64(ceil_div(p.OC, 64), ceil_div(p.T, 64));
@@ -146,8 +146,8 @@ static bool launch(const Ladder *l, int version, const Layer &p, const Dense &d)
 }
 
 static void run_case(Ladder *l, const char *what, int T, int OC, int C) {
-    if (!ladder_case(l, 2.0 * T * C + 2.0 * OC * C + 2.0 * T * OC + 4.0 * OC, 2.0 * T * OC * C, "%s(%d,%d) x (%d,%d)", what,
-                     T, C, OC, C)) return;
+    if (!ladder_case(l, 2.0 * T * C + 2.0 * OC * C + 2.0 * T * OC + 4.0 * OC, 2.0 * T * OC * C, "%s(%d,%d) x (%d,%d)",
+                     what, T, C, OC, C)) return;
     const LadderWeight w = ladder_weight(DT_BF16, OC, C, 5);
     const std::vector<float> x = ladder_numbers((size_t)T * C, 1, true), b = ladder_numbers(OC, 2, true);
     std::vector<float> want((size_t)T * OC);

@@ -1,6 +1,6 @@
 // dev/cuda/ladder.cu: see ladder.h.
 //
-// In order: what a Ladder keeps; the command line; ceilings; cases and their memory; comparing; timing; the table and
+// In order: what a Ladder keeps; times and ceilings; the command line; cases and their memory; comparing; the table and
 // JSON. Times: the median over many runs between two events. Before each run a kernel reads a buffer several times as
 // large as the L2 cache, so that weights come from device memory as they do in the model, where gigabytes pass between
 // two uses; reading leaves no dirty lines that would have to be written back during the run. All runs are enqueued
@@ -8,7 +8,7 @@
 // Not here: versions and shapes.
 #include "ladder.h"
 
-// Kernels of the headers that are no templates have external names, and the operation that is linked to this has them too.
+// Kernels of the headers that are no templates have external names, which the operation has too.
 namespace {
 #include "cuda_dense.cuh"
 }
@@ -38,7 +38,7 @@ struct LadderState {
     std::vector<const char *> versions;
     int only;                             // this version alone; 0: all
     bool check, json, list;
-    double copy_gbs, multiply_tflops, empty_us;       // ceilings, and a kernel that does nothing; negative: not measured
+    double copy_gbs, multiply_tflops, empty_us;   // ceilings, and a kernel that does nothing; negative: not measured
     uint4 *flush;
     size_t flush_bytes;
     u32 *sink;
@@ -114,7 +114,9 @@ static void measure_ceilings(Ladder *l) {
     void *p[3];
     for (void *&x : p) CUDA_CHECK(cudaMalloc(&x, copy));
     for (void *x : p) CUDA_CHECK(cudaMemset(x, 0x11, copy));
-    const double us = median_us(l, [&] { CUDA_CHECK(cudaMemcpyAsync(p[0], p[1], copy, cudaMemcpyDeviceToDevice, l->s)); });
+    const double us = median_us(l, [&] {
+        CUDA_CHECK(cudaMemcpyAsync(p[0], p[1], copy, cudaMemcpyDeviceToDevice, l->s));
+    });
     st->copy_gbs = 2 * copy / us * 1e-3;
     // Power depends on the numbers: zeros would be faster than anything the model multiplies.
     const std::vector<bf16> one = [] {
@@ -180,7 +182,8 @@ static void read_command_line(Ladder *l, int argc, char **argv) {
         else if (a == "--list") st->list = st->json = true;
         else if (a != "" && *end == 0 && v >= 1 && v <= n && !st->only) st->only = (int)v;
         else {
-            fprintf(stderr, "%s: '%s' is %s; hint: --help\n", argv[0], argv[i], a == "" || *end ? "no option that it has"
+            fprintf(stderr, "%s: '%s' is %s; hint: --help\n", argv[0], argv[i],
+                    a == "" || *end ? "no option that it has"
                     : st->only ? "a second version, but it takes one" : "no version that it has");
             exit(2);
         }
@@ -448,8 +451,8 @@ static void print_json(const LadderState *st) {
         snprintf(gpu, sizeof gpu, "%s", p.name);
     }
     FILE *f = stdout;
-    fprintf(f, "{\"operation\": \"%s\", \"gpu\": \"%s\", \"driver\": %d, \"commit\": \"%s\"", st->operation.c_str(), gpu,
-            driver, LADDER_COMMIT);
+    fprintf(f, "{\"operation\": \"%s\", \"gpu\": \"%s\", \"driver\": %d, \"commit\": \"%s\"", st->operation.c_str(),
+            gpu, driver, LADDER_COMMIT);
     number(f, "copy_gbs", st->copy_gbs);
     number(f, "multiply_tflops", st->multiply_tflops);
     number(f, "empty_us", st->empty_us);

@@ -1,21 +1,23 @@
 # dev/cuda/ladder.mk: the ladder (dev/cuda/README.md), part of the top Makefile.
 #
-# `make ladder` builds build/ladder/OPERATION for the card with nvcc; `make test-ladder-sim` compiles the same files with
-# g++ and checks every version on odd small shapes in the simulator.
+# `make ladder` builds build/ladder/OPERATION for the card with nvcc; `make test-ladder-sim` compiles the same files
+# with g++ and checks every version on odd small shapes in the simulator.
 
 .PHONY: ladder test-ladder-sim
 
-LADDER := layernorm dense matvec vit_attention decode_attention patch_embedding
+LADDER := layernorm dense matvec vit_attention decode_attention patch_embedding \
+          sampling beam_step
 LADDER_COMMIT := $(shell git describe --always --dirty 2>/dev/null || echo unknown)
 # Each operation calls one launcher of a header that has several.
 LADDER_NVCC := $(NVCC_FLAGS) -I. -DLADDER_COMMIT='"$(LADDER_COMMIT)"' -Xcompiler -Wno-unused-function -diag-suppress 177
-# blip2.c is part of cpu.c
-LADDER_PARTS := $(filter-out $(BUILD)/blip2.o,$(PARTS)) $(BUILD)/ladder/cpu.o
+# blip2.c is part of cpu.c, generate.c of cpu_choose.c
+CPU_LAYERS := $(BUILD)/ladder/cpu.o $(BUILD)/ladder/cpu_choose.o
+LADDER_PARTS := $(filter-out $(BUILD)/blip2.o $(BUILD)/generate.o,$(PARTS)) $(CPU_LAYERS)
 LADDER_HEADERS := dev/cuda/ladder.h dev/cuda/cpu.h cuda_common.h $(wildcard cuda_*.cuh)
 
 ladder: $(LADDER:%=$(BUILD)/ladder/%)
 
-$(BUILD)/ladder/cpu.o: dev/cuda/cpu.c $(BUILD)/flags
+$(CPU_LAYERS): $(BUILD)/ladder/%.o: dev/cuda/%.c $(BUILD)/flags
 	@mkdir -p $(BUILD)/ladder
 	$(COMPILE)
 

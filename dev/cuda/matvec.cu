@@ -48,7 +48,10 @@ template <int W> static __device__ void unpack_16(float *f, uint4 v, float scale
         const u32 byte = u[i / 4] >> (i % 4 * 8);
         if (W == DT_BF16 && i % 2 == 0) f[i / 2] = i % 4 ? bf16_hi(u[i / 4]) : bf16_lo(u[i / 4]);
         if (W == DT_INT8) f[i] = (float)(int8_t)byte;
-        if (W == DT_INT4) f[i] = (float)((int)(byte & 15) - 8) * scale, f[i + 16] = (float)((int)(byte >> 4 & 15) - 8) * scale;
+        if (W == DT_INT4) {
+            f[i] = (float)((int)(byte & 15) - 8) * scale;
+            f[i + 16] = (float)((int)(byte >> 4 & 15) - 8) * scale;
+        }
     }
 }
 
@@ -153,8 +156,8 @@ static bool launch(const Ladder *l, int version, const Product &p) {
     case 1: LAUNCH(matvec1, dim3(ceil_div(p.w.rows, 128), p.T), dim3(128), 0, l->s, p); return true;
     case 2: LAUNCH(matvec2, dim3(ceil_div(p.w.rows, 4), p.T), dim3(128), 0, l->s, p); return true;
     case 3: case 4:
-        return p.w.dtype == DT_BF16 ? launch34<DT_BF16>(l, version, p) : p.w.dtype == DT_INT8 ? launch34<DT_INT8>(l, version, p)
-                                                                                       : launch34<DT_INT4>(l, version, p);
+        return p.w.dtype == DT_BF16 ? launch34<DT_BF16>(l, version, p)
+             : p.w.dtype == DT_INT8 ? launch34<DT_INT8>(l, version, p) : launch34<DT_INT4>(l, version, p);
     }
     Dense d = {};
     d.out = p.out, d.kind = OUT_F32, d.x = p.x, d.w = p.w, d.b = p.b, d.act = ACT_NONE;
@@ -183,9 +186,9 @@ static void run_case(Ladder *l, const char *what, int dtype, int T, int OC, int 
 }
 
 int main(int argc, char **argv) {
-    Ladder l = ladder_open(argc, argv, "matvec", {"a thread per output", "a warp per output",
-                                                  "a warp per output, 16 bytes a lane", "four loads ahead, all rows at once",
-                                                  "shipped: rows_dense"});
+    Ladder l = ladder_open(argc, argv, "matvec",
+                           {"a thread per output", "a warp per output", "a warp per output, 16 bytes a lane",
+                            "four loads ahead, all rows at once", "shipped: rows_dense"});
     for (const int dtype : {DT_BF16, DT_INT8, DT_INT4}) {
         if (l.small) {
             for (const auto &[OC, C] : {std::pair(7, 33), {40, 64}, {130, 160}, {65, 592}})

@@ -1,4 +1,4 @@
-// dev/cuda/patch_embedding.cu: from uint8 pixels to the ViT's tokens, from a thread per output to launchers of blip2.cu.
+// dev/cuda/patch_embedding.cu: from uint8 pixels to the ViT's tokens, from a thread per output to what ships.
 //
 //     pixels (B,S,S,3) -> x (B*N,D) f32:   x[n] = w patch_n + b + pos[n],  x[0] = cls + pos[0],  N = 1 + (S/P)^2
 //

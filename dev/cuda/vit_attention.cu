@@ -211,7 +211,8 @@ static void run_case(Ladder *l, int N, int H, int A) {
     p.out = (bf16 *)ladder_output(l, LADDER_BF16, want, 1e-2);     // weights rounded to bf16 (4, 5)
     const int *first = ladder_input(l, std::vector<int>{0, N});
     Attention whole = {};
-    whole.out = p.out, whole.q = p.qkv, whole.k = p.qkv + D, whole.v = p.qkv + 2 * D, whole.q_first = whole.k_first = first;
+    whole.out = p.out, whole.q = p.qkv, whole.k = p.qkv + D, whole.v = p.qkv + 2 * D;
+    whole.q_first = whole.k_first = first;
     whole.ldq = whole.ldkv = 3 * D, whole.scale = p.scale, whole.B = 1, whole.H = H, whole.A = A, whole.max_q = N;
     ladder_run(l, [&](int version) { return launch(l, version, p, whole); });
 }
