@@ -312,6 +312,8 @@ help:
 	@echo 'make test       all tests that need no Python; make programs only builds them'
 	@echo 'make test-cuda      the CUDA backend on a GPU (REQUIRE_GPU=1: a missing one is a failure)'
 	@echo 'make test-cuda-sim  the simulator that runs the CUDA code on the CPU, against planted mistakes'
+	@echo 'make ladder          every operation from naive to shipped, checked and timed on a GPU (dev/cuda/README.md)'
+	@echo 'make test-ladder-sim the same on small shapes in the simulator'
 	@echo 'make parity     compares every stage with PyTorch (installs it into .venv, 5 GB)'
 	@echo 'make fuzz       hostile input for FUZZ_SECONDS=$(FUZZ_SECONDS) in all, under sanitizers (needs clang)'
 	@echo 'make list       what was found on this machine'

@@ -66,8 +66,8 @@ __global__ void decode2(Past p) {
 }
 
 // Version 3: a warp per head of a row, its lanes along the head: neighbours read neighbours. The soft-max runs along,
-// so that key and value of a position are read together and no score is stored. Limit: positions come one after the other,
-// each a load, a sum over the warp (5 shuffles) and an exponential behind the one before.
+// so that key and value of a position are read together and no score is stored. Limit: positions come one after the
+// other, each a load, a sum over the warp (5 shuffles) and an exponential behind the one before.
 template <int C> __global__ void decode3(Past p) {
     const int h = blockIdx.x, row = blockIdx.y, lane = threadIdx.x;
     const int positions = p.n_of[p.prompt_of[row]] + *p.t + 1;

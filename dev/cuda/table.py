@@ -33,8 +33,8 @@ def measured_on(run):
         return "Not measured yet: no card has been at hand."
     driver = f"{run['driver'] // 1000}.{run['driver'] % 1000 // 10}"
     return (f"Measured on {run['gpu']}, driver for CUDA {driver}, commit {run['commit']}. "
-            f"Ceilings of the same run: device copy {run['copy_gbs']:.0f} GB/s, bf16 multiply {run['multiply_tflops']:.0f} TFLOP/s; an empty kernel takes "
-            f"{run['empty_us']:.1f} µs.")
+            f"Ceilings of the same run: device copy {run['copy_gbs']:.0f} GB/s, bf16 multiply "
+            f"{run['multiply_tflops']:.0f} TFLOP/s; an empty kernel takes {run['empty_us']:.1f} µs.")
 
 
 def case_table(run, case):
