@@ -314,6 +314,8 @@ test-cuda-sanitize: $(BUILD)/test_cuda
 	compute-sanitizer --tool racecheck --racecheck-report all --error-exitcode 1 $< $(SANITIZED)
 	compute-sanitizer --tool synccheck --error-exitcode 1 $< $(SANITIZED)
 
+include dev/cuda/ladder.mk
+
 # Parity: every test/parity*.py, in a virtual environment of its own (5 GB) unless PARITY_PYTHON names an interpreter
 # that has what test/requirements.txt asks for.
 
@@ -380,6 +382,8 @@ help:
 	@echo 'make test-cuda-sim  the CUDA code on the CPU, under a simulator that finds mistakes'
 	@echo 'make test-cuda-bugs  the same with mistakes planted in the code, each of which must be found'
 	@echo 'make cuda-report    registers, spills and wide loads of every CUDA kernel, against the recorded ones'
+	@echo 'make ladder          every operation from naive to shipped, checked and timed on a GPU (dev/cuda/README.md)'
+	@echo 'make test-ladder-sim the same on small shapes in the simulator'
 	@echo 'make parity     compares every stage with PyTorch (installs it into .venv, 5 GB)'
 	@echo 'make fuzz       hostile input for FUZZ_SECONDS=$(FUZZ_SECONDS) in all, under sanitizers (needs clang)'
 	@echo 'make list       what was found on this machine'
