@@ -208,14 +208,14 @@ $(SIM)/test_sim.o: test/cuda_sim/test_sim.cpp
 $(SIM)/test_sim: $(SIM)/test_sim.o $(SIM_OBJECTS)
 	$(call SAY,link)g++ -fsanitize=address,undefined -o $@ $^ -ldl
 
-$(SIM)/test_cuda.o: test/test_cuda.cu
+$(SIM)/test_cuda.o $(SIM)/test_cuda_choose.o: $(SIM)/%.o: test/%.cu
 	@mkdir -p $(SIM)
 	$(call SAY,g++ )$(SIM_CXX) $(SIM_KERNELS) -x c++ -c -o $@ $<
 
-$(SIM)/test_cuda: $(SIM)/test_cuda.o $(SIM_OBJECTS) $(BUILD)/test/fixture.o $(PARTS)
+$(SIM)/test_cuda $(SIM)/test_cuda_choose: $(SIM)/%: $(SIM)/%.o $(SIM_OBJECTS) $(BUILD)/test/fixture.o $(PARTS)
 	$(call SAY,link)g++ -fsanitize=address,undefined -o $@ $^ $(PROGRAM_LIBS) $(LIBS)
 
-test-cuda-sim: $(SIM)/test_sim $(SIM)/test_cuda
+test-cuda-sim: $(SIM)/test_sim $(SIM)/test_cuda $(SIM)/test_cuda_choose
 	@VERBOSE=1 sh test/run.sh $(BUILD)/blip2 $(BUILD)/compare_dumps $^
 
 # The CUDA backend, a shared object beside the program, which loads it when it runs (device.c). It has its own copies of
@@ -223,7 +223,7 @@ test-cuda-sim: $(SIM)/test_sim $(SIM)/test_cuda
 
 CUDA_ARCHS := -gencode arch=compute_80,code=sm_80 -gencode arch=compute_90,code=[sm_90,compute_90]
 NVCC_FLAGS := -std=c++17 -O3 $(CUDA_ARCHS) -Xcompiler -Wall,-Wextra,-fPIC
-CUDA_SOURCES := blip2.cu $(wildcard cuda_*.h cuda_*.cuh) blip2.h common.h generate.h
+CUDA_SOURCES := blip2.cu $(wildcard cuda_*.h cuda_*.cuh) blip2.h common.h generate.h generate_parts.h
 
 $(BUILD)/cuda/%.o: %.c $(BUILD)/flags
 	@mkdir -p $(BUILD)/cuda
@@ -240,11 +240,11 @@ $(BUILD)/blip2_cuda.so: $(BUILD)/cuda/blip2.o $(patsubst %,$(BUILD)/cuda/%.o,com
 blip2_cuda.so: $(BUILD)/blip2_cuda.so
 	@cmp -s $< $@ || { cp $< $@.new && mv -f $@.new $@; }
 
-$(BUILD)/test_cuda: test/test_cuda.cu $(CUDA_SOURCES) $(BUILD)/test/fixture.o $(PARTS)
+$(BUILD)/test_cuda $(BUILD)/test_cuda_choose: $(BUILD)/%: test/%.cu $(CUDA_SOURCES) $(BUILD)/test/fixture.o $(PARTS)
 	$(call SAY,nvcc)$(NVCC) $(NVCC_FLAGS) -o $@ $< $(BUILD)/test/fixture.o $(PARTS) -lcublasLt \
 	    $(PROGRAM_LIBS) $(LIBS)
 
-test-cuda: $(BUILD)/test_cuda
+test-cuda: $(BUILD)/test_cuda $(BUILD)/test_cuda_choose
 	@VERBOSE=1 sh test/run.sh $(BUILD)/blip2 $(BUILD)/compare_dumps $^
 
 # Parity: every test/parity*.py, in a virtual environment of its own (5 GB) unless PARITY_PYTHON names an interpreter
