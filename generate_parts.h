@@ -61,9 +61,9 @@ struct Search {
 };
 
 // For a device that chooses by itself. search_export: what it starts with, into `to` (search_export_bytes), to be
-// copied to the start of a block of search_bytes at `base` there, where the ids in front lie at seen[b]. search_take: `state`
-// (search_state_bytes), which lies search_state_at bytes into that block, behind a step there, makes s what it would be
-// had search_step chosen the same.
+// copied to the start of a block of search_bytes at `base` there, where the ids in front lie at seen[b]. search_take:
+// `state` (search_state_bytes), which lies search_state_at bytes into that block, behind a step there, makes s what it
+// would be had search_step chosen the same.
 size_t search_export_bytes(const Search *s);
 void search_export(void *to, const Search *s, void *base, const int *const *seen);
 size_t search_state_at(const Search *s);
