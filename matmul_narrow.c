@@ -47,7 +47,6 @@ static void convert_int(uint8_t *row, size_t low, float *scale, const float *x, 
     for (int b = 0; b < C; b += BLOCK) {
         const int n = min_int(BLOCK, C - b);
         uint32_t top = 0;      // as bits, magnitudes are in order, and NaN is above infinity
-#pragma omp simd reduction(max : top)
         for (int c = 0; c < n; c++) {
             const uint32_t u = float_bits(x[b + c]) & 0x7FFFFFFF;
             top = u > top ? u : top;
@@ -56,7 +55,6 @@ static void convert_int(uint8_t *row, size_t low, float *scale, const float *x, 
         scale[b / BLOCK] = top < 0x7F800000 ? (factor > 0 ? most / X_MAX : 0) : bits_to_float(0x7FC00000);
         int16_t *q = (int16_t *)(void *)row + b;
         int8_t *h = (int8_t *)row + b, *l = h + low;
-#pragma omp simd
         for (int c = 0; c < n; c++) {
             // adding 1.5 * 2^23 rounds to an integer, which then stands in the low bits
             const float y = factor > 0 ? x[b + c] * factor : 0;
