@@ -137,7 +137,7 @@ INLINE void NAME(rows_rw)(float *out, size_t ldo, const float *base, size_t ldba
 #pragma GCC unroll 16
             for (int r = 0; r < rw; r++) {
                 const uint8_t *p = first + (size_t)r * w->ld + c;
-                wv[r] = UNIT == 4 ? *(const NAME(vm) *)p : PAIRS((const int8_t *)p);
+                wv[r] = UNIT == 4 ? (VI)*(const NAME(vm) *)p : PAIRS((const int8_t *)p);
             }
 #pragma GCC unroll 16
             for (int t = 0; t < T * PLANES; t++) {
