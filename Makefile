@@ -182,7 +182,8 @@ fuzz:
 
 ifdef FUZZ
 # Clang takes minutes for the kernels with sanitizers in them; the tests under SAN=1 look after those.
-$(BUILD)/matmul.o $(BUILD)/matmul_narrow.o: private FLAGS := $(filter-out $(SANITIZE) -fsanitize=fuzzer-no-link,$(FLAGS))
+$(BUILD)/matmul.o $(BUILD)/matmul_narrow.o: private FLAGS := \
+        $(filter-out $(SANITIZE) -fsanitize=fuzzer-no-link,$(FLAGS))
 endif
 
 fuzz_run: $(FUZZ_TARGETS:%=$(BUILD)/fuzz_%) $(BUILD)/make_seeds
