@@ -182,7 +182,8 @@ fuzz:
 
 ifdef FUZZ
 # Clang takes minutes for the kernels with sanitizers in them; the tests under SAN=1 look after those.
-$(BUILD)/matmul.o $(BUILD)/matmul_narrow.o: private FLAGS := $(filter-out $(SANITIZE) -fsanitize=fuzzer-no-link,$(FLAGS))
+$(BUILD)/matmul.o $(BUILD)/matmul_narrow.o: private FLAGS := \
+        $(filter-out $(SANITIZE) -fsanitize=fuzzer-no-link,$(FLAGS))
 endif
 
 fuzz_run: $(FUZZ_TARGETS:%=$(BUILD)/fuzz_%) $(BUILD)/make_seeds
@@ -225,12 +226,15 @@ $(SIM)/test_sim.o: test/cuda_sim/test_sim.cpp
 $(SIM)/test_sim: $(SIM)/test_sim.o $(SIM_OBJECTS)
 	$(call SAY,link)g++ -fsanitize=address,undefined -o $@ $^ -ldl
 
-$(SIM)/test_cuda.o: test/test_cuda.cu
+$(SIM)/test_cuda.o $(SIM)/test_cuda_choose.o: $(SIM)/%.o: test/%.cu
 	@mkdir -p $(SIM)
 	$(call SAY,g++ )$(SIM_CXX) $(SIM_KERNELS) -x c++ -c -o $@ $<
 
-$(SIM)/test_cuda: $(SIM)/test_cuda.o $(SIM_OBJECTS) $(BUILD)/test/fixture.o $(PARTS)
-	$(call SAY,link)g++ -fsanitize=address,undefined -Wl,--wrap=search_step -o $@ $^ $(PROGRAM_LIBS) $(LIBS)
+# the CPU's logits are read where it chooses
+WRAP_test_cuda := -Wl,--wrap=search_step
+
+$(SIM)/test_cuda $(SIM)/test_cuda_choose: $(SIM)/%: $(SIM)/%.o $(SIM_OBJECTS) $(BUILD)/test/fixture.o $(PARTS)
+	$(call SAY,link)g++ -fsanitize=address,undefined $(WRAP_$*) -o $@ $^ $(PROGRAM_LIBS) $(LIBS)
 
 # The backend in the simulator as a shared object, for test_device.sh: machines whose GPU will not do.
 DOUBLED := cudaDriverGetVersion cudaGetDeviceCount cudaSetDevice cudaMemGetInfo cudaMalloc
@@ -252,7 +256,7 @@ $(SIM)/blip2_cuda.so: $(SIM)/blip2.o $(SIM)/cuda_double.o $(SIM_OBJECTS:$(SIM)/%
 	$(call SAY,link)g++ -shared -fsanitize=undefined -o $@ $^ -Wl,-Bsymbolic,--defsym=__executable_start=0 \
 	    $(DOUBLED:%=-Wl,--wrap=%) -ldl
 
-test-cuda-sim: $(SIM)/test_sim $(SIM)/test_cuda
+test-cuda-sim: $(SIM)/test_sim $(SIM)/test_cuda $(SIM)/test_cuda_choose
 	@VERBOSE=1 TEST_SIM=$< TEST_CUDA=$(SIM)/test_cuda sh test/run.sh $(BUILD)/blip2 $(BUILD)/compare_dumps $^ \
 	    test/cuda_sim/other_orders.sh test/cuda_sim/fragments.py
 
@@ -262,7 +266,7 @@ $(SIM)/bugs/test_cuda.o: $(SIM)/test_cuda.o test/cuda_sim/plant_bugs.py
 	    $(SIM_CXX) $(SIM_KERNELS) -Itest -x c++ -c -o $@ $(SIM)/bugs/test/test_cuda.cu
 
 $(SIM)/bugs/test_cuda: $(SIM)/bugs/test_cuda.o $(SIM_OBJECTS) $(BUILD)/test/fixture.o $(PARTS)
-	$(call SAY,link)g++ -fsanitize=address,undefined -Wl,--wrap=search_step -o $@ $^ $(PROGRAM_LIBS) $(LIBS)
+	$(call SAY,link)g++ -fsanitize=address,undefined $(WRAP_test_cuda) -o $@ $^ $(PROGRAM_LIBS) $(LIBS)
 
 test-cuda-bugs: $(SIM)/bugs/test_cuda
 	@python3 test/cuda_sim/plant_bugs.py run $(SIM) $(BUGS)
@@ -273,7 +277,7 @@ test-cuda-bugs: $(SIM)/bugs/test_cuda
 
 CUDA_ARCHS := -gencode arch=compute_80,code=sm_80 -gencode arch=compute_90,code=[sm_90,compute_90]
 NVCC_FLAGS := -std=c++17 -O3 -t 2 $(CUDA_ARCHS) -Xcompiler -Wall,-Wextra,-fPIC
-CUDA_SOURCES := blip2.cu $(wildcard cuda_*.h cuda_*.cuh) blip2.h common.h generate.h
+CUDA_SOURCES := blip2.cu $(wildcard cuda_*.h cuda_*.cuh) blip2.h common.h generate.h generate_parts.h
 
 $(BUILD)/cuda/%.o: %.c $(BUILD)/flags
 	@mkdir -p $(BUILD)/cuda
@@ -295,17 +299,18 @@ $(BUILD)/blip2_cuda.so: $(BUILD)/cuda/blip2.o $(patsubst %,$(BUILD)/cuda/%.o,com
 blip2_cuda.so: $(BUILD)/blip2_cuda.so
 	@cmp -s $< $@ || { cp $< $@.new && mv -f $@.new $@; }
 
-$(BUILD)/test_cuda: test/test_cuda.cu $(CUDA_SOURCES) $(BUILD)/test/fixture.o $(PARTS)
+$(BUILD)/test_cuda $(BUILD)/test_cuda_choose: $(BUILD)/%: test/%.cu $(CUDA_SOURCES) $(BUILD)/test/fixture.o $(PARTS)
 	$(call SAY,nvcc)$(NVCC) $(NVCC_FLAGS) -o $@ $< $(BUILD)/test/fixture.o $(PARTS) -lcublasLt \
-	    -Xlinker --wrap=search_step $(PROGRAM_LIBS) $(LIBS)
+	    $(patsubst -Wl$(comma)%,-Xlinker %,$(WRAP_$*)) $(PROGRAM_LIBS) $(LIBS)
 
 # What nvcc made of the kernels, against dev/cuda/report.baseline. Without nvcc and cuobjdump a skip.
 PYTHON ?= $(firstword $(wildcard .venv/bin/python) python3)
 cuda-report: $(if $(NVCC),$(BUILD)/cuda/blip2.o)
 	@NVCC='$(NVCC)' $(PYTHON) dev/cuda/report --self-test --check $(BUILD)/cuda/blip2.o
 
-test-cuda: $(BUILD)/test_cuda $(BUILD)/blip2 $(BUILD)/blip2_cuda.so
-	@VERBOSE=1 sh test/run.sh $(BUILD)/blip2 $(BUILD)/compare_dumps $< test/cuda_demo.sh
+test-cuda: $(BUILD)/test_cuda $(BUILD)/test_cuda_choose $(BUILD)/blip2 $(BUILD)/blip2_cuda.so
+	@VERBOSE=1 sh test/run.sh $(BUILD)/blip2 $(BUILD)/compare_dumps $(BUILD)/test_cuda \
+	    $(BUILD)/test_cuda_choose test/cuda_demo.sh
 
 # The launchers and the smallest models (everything takes hours) under the toolkit's own checkers.
 SANITIZED := dense patches norm activate embed gather kv_store attention past fixture
@@ -313,6 +318,8 @@ test-cuda-sanitize: $(BUILD)/test_cuda
 	compute-sanitizer --tool memcheck --leak-check full --error-exitcode 1 $< $(SANITIZED)
 	compute-sanitizer --tool racecheck --racecheck-report all --error-exitcode 1 $< $(SANITIZED)
 	compute-sanitizer --tool synccheck --error-exitcode 1 $< $(SANITIZED)
+
+include dev/cuda/ladder.mk
 
 # Parity: every test/parity*.py, in a virtual environment of its own (5 GB) unless PARITY_PYTHON names an interpreter
 # that has what test/requirements.txt asks for.
@@ -380,6 +387,8 @@ help:
 	@echo 'make test-cuda-sim  the CUDA code on the CPU, under a simulator that finds mistakes'
 	@echo 'make test-cuda-bugs  the same with mistakes planted in the code, each of which must be found'
 	@echo 'make cuda-report    registers, spills and wide loads of every CUDA kernel, against the recorded ones'
+	@echo 'make ladder          every operation from naive to shipped, checked and timed on a GPU (dev/cuda/README.md)'
+	@echo 'make test-ladder-sim the same on small shapes in the simulator'
 	@echo 'make parity     compares every stage with PyTorch (installs it into .venv, 5 GB)'
 	@echo 'make fuzz       hostile input for FUZZ_SECONDS=$(FUZZ_SECONDS) in all, under sanitizers (needs clang)'
 	@echo 'make list       what was found on this machine'

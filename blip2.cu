@@ -26,6 +26,7 @@ extern "C" {
 #include "cuda_layers.cuh"
 #include "cuda_attention.cuh"
 #include "cuda_dense.cuh"
+#include "cuda_choose.cuh"
 
 #include <math.h>
 #include <stdarg.h>
@@ -77,10 +78,14 @@ typedef struct {
     int *line;             // (2,R,max_new), see Past
     int *prompt_ints;      // what prompt() says about its rows: Lists
     int *fixed_ints;       // and what never changes
-    int *step_ints;        // t, then token (R) and parent (R), as chosen; then position (R) and slot (R)
+    int *step_ints;        // of the token that is fed: its number t, then position (R) and slot (R)
+    uint8_t *search_block; // the device's Search
+    int *seen_ids;         // (B,TP) see note_seen
+    float *values, *scratch;   // (R,V) for choosing
     // host
-    int *host_prompt, *host_step;    // pinned
-    float *host_logits;              // pinned
+    int *host_prompt;                // pinned
+    uint8_t *host_export;            // pinned: what the device's Search starts with
+    uint8_t *host_state[2];          // pinned: its state behind even and odd steps
     float *host_probe;
     uint8_t *host_search, *host_seen;
     Bias *bias;            // (n_bias), in the order of b
@@ -88,8 +93,11 @@ typedef struct {
     size_t bias_elements;
     Search *search;
     Graph vit_graph[2], step_graph;
-    int B, R, t;           // of the generation under way: prompts, rows, tokens fed so far
-    bool logits_coming;    // a copy to host_logits is under way
+    cudaEvent_t chosen[2]; // host_state[i] has arrived
+    int B, R;              // of the generation under way: prompts, rows
+    int t, queued;         // steps that the host has seen, steps that are under way or done
+    int max_new;
+    bool beams, more;
     void *owned[MAX_BUFFERS];
     int n_owned;
 } Run;
@@ -154,7 +162,11 @@ static void plan(Run *r, Plan *a) {
     take(a, &r->line,       2, R, fresh, I);
     take(a, &r->prompt_ints, lists_ints(r), 1, 1, I);
     take(a, &r->fixed_ints, 4, (uint64_t)r->BV + most(B, R) + 1, 1, I);
-    take(a, &r->step_ints,  4, R + 1, 1, I);
+    take(a, &r->step_ints,  2, R + 1, 1, I);
+    take(a, &r->search_block, search_bytes(r->lim.B, r->lim.R, r->lim.max_new, c->V), 1, 1, 1);
+    take(a, &r->seen_ids,   B, r->TP, 1, I);
+    take(a, &r->values,     R, c->V, 1, F);
+    take(a, &r->scratch,    R, c->V, 1, F);
 }
 
 // Biases of the layers whose result is an activation: the library wants them in its type.
@@ -311,10 +323,6 @@ template <typename T> static void dense(Run *r, Dense d) {
         d.x = r->h, d.x32 = NULL;
     }
     if (stream && (stream_dense(r->s, d, r->dev) || (d.T <= ROWS_MOST && rows_dense<T>(r->s, d, r->dev)))) return;
-    if (sizeof(T) == 2 && tile_fits(d)) {
-        tile_dense(r->s, d, r->dev);
-        return;
-    }
     Dense g = d;
     if (d.gated) g.OC = 2 * d.OC, g.out = r->ff, g.gated = 0;
     const bool relu = d.act == ACT_RELU && d.b && d.kind == OUT_ACT && !d.gated;
@@ -544,13 +552,12 @@ static Lists lists(const Run *r, int *at) {
     return (Lists){at, at + T, at + 2 * T, b, b + 2 * B, b + 3 * B, b + 4 * B, b + 5 * B, b + 6 * B};
 }
 
+// What is fed, on the device.
+typedef struct { int *t, *position, *slot; } Fed;
 
-// What was chosen, on the device and pinned on the host alike.
-typedef struct { int *t, *token, *parent, *position, *slot; } Fed;
-
-static Fed fed(const Run *r, int *at) {
-    const size_t R = r->lim.R;
-    return (Fed){at, at + 1, at + 1 + R, at + 1 + 2 * R, at + 1 + 3 * R};
+static Fed fed(const Run *r) {
+    int *at = r->step_ints;
+    return (Fed){at, at + 1, at + 1 + r->lim.R};
 }
 
 // What passes through the language model: a turn of n prompts from b on (OPT's and T5's encoder), or one token of each
@@ -573,26 +580,9 @@ static Past past_of(const Run *r, const Pass *p, int l, int ldq, bool cross, flo
     a.kv = cross ? kv_cross_at<T>(r, l) : kv_prompt_at<T>(r, l);
     a.first_of = cross ? in.first_of : prompt_first(r), a.n_of = cross ? in.n_cross : in.n_prompt;
     a.kv_new = cross || p->start ? NULL : kv_new_at<T>(r, l);
-    a.line = r->line, a.t = fed(r, r->step_ints).t, a.R = r->lim.R, a.max_new = r->lim.max_new;
+    a.line = r->line, a.t = fed(r).t, a.R = r->lim.R, a.max_new = r->lim.max_new;
     a.bias = bias, a.ldb = r->lim.max_new + 1, a.rows = p->T, a.H = c->HL, a.A = c->AL;
     return a;
-}
-
-// K and V of token t lie in the row's own slot; the tokens before it where its parent had them.
-__global__ void advance_kernel(int *line, int *position, int *slot, const int *t_at, const int *parent,
-                               const int *n_prompt, const int *prompt_of, int R, int max_new) {
-    // line (2,R,max_new): half t % 2 -> half (t + 1) % 2; position, slot (rows)
-    pdl_wait();
-    pdl_launch();
-    const int row = blockIdx.x, t = *t_at;
-    const int *from = line + ((size_t)(t % 2) * R + parent[row]) * max_new;
-    int *to = line + ((size_t)((t + 1) % 2) * R + row) * max_new;
-    for (int i = threadIdx.x; i < t; i += blockDim.x) to[i] = from[i];
-    if (threadIdx.x == 0) {
-        to[t] = row;
-        position[row] = n_prompt[prompt_of[row]] + t;
-        slot[row] = t * R + row;
-    }
 }
 
 // ---------------------------------------------------------------------------------------------------------
@@ -749,30 +739,45 @@ template <typename T> static void t5_prompts(Run *r, const Pass *p, int b) {
 }
 
 // ---------------------------------------------------------------------------------------------------------
-// 8. Choosing tokens. The logits go to the host, where generate.c chooses; what it chose comes back and is fed.
+// 8. Choosing tokens, on the device alone. The host keeps a Search of its own up to date with what arrives behind each
+// step, so that a step looks as on the CPU and a result can be had at any time; it never waits for anything else.
+//
+//     device   prompt, choose 0 | feed 0, choose 1 | feed 1, choose 2 | ...        | : the graph of one step
+//     host                 sees token 0 ^  (step 1 is queued)    sees token 1 ^  (step 2 is queued)
+//
+// While the host looks at token t, the device makes t + 1. When t ended all rows, or the caller stops there, that one
+// step was for nothing: what it would change is never taken over.
 
-static void fetch_logits(Run *r, int rows) {
-    CUDA_CHECK(cudaMemcpyAsync(r->host_logits, r->logits, (size_t)rows * r->m->config.V * sizeof(float),
-                               cudaMemcpyDeviceToHost, r->s));
+static void choose_next(Run *r) {
+    // logits -> the device's Search, one step further
+    choose(r->s, (Search *)r->search_block, fed(r).t, r->values, r->scratch, r->logits, r->line, r->lim.R,
+           r->lim.max_new, r->beams, r->B, r->R);
 }
 
-// One token of every row through the language model: the work of the graph.
+// One token of every row through the language model, and the choice of the next one: the work of the graph.
 template <typename T> static void feed(Run *r) {
-    // step_ints -> logits (R,V)
     const Config *c = &r->m->config;
-    const Fed f = fed(r, r->step_ints);
+    const Fed f = fed(r);
     const Lists in = lists(r, r->prompt_ints);
+    const Search *on_device = (const Search *)r->host_export;    // its pointers
     Pass p = {};
     p.T = r->R, p.slot = f.slot, p.prompt_of = in.prompt_of;
-    CUDA_CHECK(cudaMemcpyAsync(r->step_ints, r->host_step, (1 + 2 * (size_t)r->lim.R) * sizeof(int),
-                               cudaMemcpyHostToDevice, r->s));
-    LAUNCH_PDL(advance_kernel, dim3(r->R), dim3(128), 0, r->s, r->line, f.position, f.slot, f.t, f.parent, in.n_prompt,
-               in.prompt_of, r->lim.R, r->lim.max_new);
-    embed(r->s, r->x, f.token, f.position, &r->d.lm.tok, NULL, c->family == OPT ? r->d.opt.pos : NULL, r->R, c->DL);
+    LAUNCH(advance_kernel, dim3(r->R), dim3(128), 0, r->s, r->line, f.position, f.slot, f.t, on_device->now_parent,
+           in.n_prompt, in.prompt_of, r->lim.R, r->lim.max_new);
+    embed(r->s, r->x, on_device->now_token, f.position, &r->d.lm.tok, NULL, c->family == OPT ? r->d.opt.pos : NULL,
+          r->R, c->DL);
     if (c->family == T5) t5_decode<T>(r, &p);
     else opt_forward<T>(r, &p);
     lm_head<T>(r, r->logits, r->x, r->R);
-    fetch_logits(r, r->R);
+    choose_next(r);
+}
+
+// Behind a choice: its state on the way to the host. Two steps may be under way, hence two places.
+static void send_state(Run *r) {
+    const int i = r->queued++ % 2;
+    CUDA_CHECK(cudaMemcpyAsync(r->host_state[i], r->search_block + search_state_at(r->search),
+                               search_state_bytes(r->search), cudaMemcpyDeviceToHost, r->s));
+    CUDA_CHECK(cudaEventRecord(r->chosen[i], r->s));
 }
 
 // ---------------------------------------------------------------------------------------------------------
@@ -847,8 +852,9 @@ static void cuda_close(void *self) {
         if (g->exec) CUDA_CHECK(cudaGraphExecDestroy(g->exec));
     lt_close(&r->lt);
     for (int i = 0; i < r->n_owned; i++) CUDA_CHECK(cudaFree(r->owned[i]));
-    for (void *p : {(void *)r->host_prompt, (void *)r->host_step, (void *)r->host_logits})
+    for (void *p : {(void *)r->host_prompt, (void *)r->host_export, (void *)r->host_state[0], (void *)r->host_state[1]})
         if (p) CUDA_CHECK(cudaFreeHost(p));
+    for (cudaEvent_t event : r->chosen) if (event) CUDA_CHECK(cudaEventDestroy(event));
     if (r->s) CUDA_CHECK(cudaStreamDestroy(r->s));
     for (void *p : {(void *)r->d.vit_block, (void *)r->d.qformer_layer, (void *)r->d.qformer_cross,
                     (void *)r->d.opt_layer, (void *)r->d.t5_encoder, (void *)r->d.t5_decoder, (void *)r->d.t5_cross,
@@ -858,19 +864,21 @@ static void cuda_close(void *self) {
 
 static int take_host_memory(Run *r, Err *e) {
     const Config *c = &r->m->config;
-    const size_t rows = most(r->lim.B, r->lim.R);
     const uint64_t search = search_bytes(r->lim.B, r->lim.R, r->lim.max_new, c->V);
     const size_t probe_floats = most(most((size_t)c->N * c->DV, (size_t)r->TP * c->DL),
                                      most((size_t)3 * c->S * c->S, most((size_t)c->Q * most(c->DQ, c->DL), c->V)));
     bool ok = search != UINT64_MAX;
     ok = ok && cudaMallocHost((void **)&r->host_prompt, lists_ints(r) * sizeof(int)) == cudaSuccess;
-    ok = ok && cudaMallocHost((void **)&r->host_step, 4 * ((size_t)r->lim.R + 1) * sizeof(int)) == cudaSuccess;
-    ok = ok && cudaMallocHost((void **)&r->host_logits, rows * c->V * sizeof(float)) == cudaSuccess;
     ok = ok && (r->host_search = (uint8_t *)aligned_alloc(64, search));
     ok = ok && (r->host_seen = (uint8_t *)calloc(r->lim.B, (size_t)r->TP * sizeof(int) + sizeof(int *) + sizeof(int)));
     ok = ok && (!r->lim.probe || (r->host_probe = (float *)malloc(probe_floats * sizeof(float))));
     if (!ok) return fail(e, "not enough host memory beside the GPU; hint: lower --ctx, -b or -n");
     r->search = search_init(r->host_search, r->lim.B, r->lim.R, r->lim.max_new, c->V, c->eos, c->pad);
+    ok = cudaMallocHost((void **)&r->host_export, search_export_bytes(r->search)) == cudaSuccess;
+    for (uint8_t *&p : r->host_state)
+        ok = ok && cudaMallocHost((void **)&p, search_state_bytes(r->search)) == cudaSuccess;
+    if (!ok) return fail(e, "not enough pinned host memory; hint: lower --ctx, -b or -n");
+    for (cudaEvent_t &event : r->chosen) CUDA_CHECK(cudaEventCreateWithFlags(&event, cudaEventDisableTiming));
     return 0;
 }
 
@@ -1026,23 +1034,31 @@ static void cuda_prompt(void *self, const Prompt *prompts, int B, const Choice *
     note_seen(r, prompts, B, seen_of, n_seen);
     r->B = B;
     r->R = B * K;
-    r->t = 0;
-    fetch_logits(r, B);
+    r->t = r->queued = 0;
+    r->beams = how->beams > 1, r->max_new = how->max_new, r->more = true;
     search_begin(r->search, how, seen_of, n_seen, B);
+    CUDA_CHECK(cudaMemcpyAsync(r->seen_ids, seen_of[0], (size_t)B * r->TP * sizeof(int), cudaMemcpyHostToDevice, r->s));
+    for (int b = 0; b < B; b++) seen_of[b] = r->seen_ids + (size_t)b * r->TP;   // the host itself chooses nothing
+    search_export(r->host_export, r->search, r->search_block, seen_of);
+    CUDA_CHECK(cudaMemcpyAsync(r->search_block, r->host_export, search_export_bytes(r->search), cudaMemcpyHostToDevice,
+                               r->s));
+    choose_next(r);
+    send_state(r);
 }
 
 static bool cuda_step(void *self, Step *out) {
     Run *r = (Run *)self;
+    if (!r->more) return false;
     CUDA_CHECK(cudaSetDevice(r->lim.ordinal));
-    CUDA_CHECK(cudaStreamSynchronize(r->s));
-    if (!search_step(r->search, out, r->host_logits)) return false;
-    if (!out->more) return true;
-    const Fed f = fed(r, r->host_step);
-    *f.t = r->t;
-    memcpy(f.token, out->token, r->R * sizeof(int));
-    memcpy(f.parent, out->parent, r->R * sizeof(int));
-    run_graph(r, &r->step_graph, r->R, [=] { if (r->f32) feed<float>(r); else feed<bf16>(r); });
-    r->t++;
+    if (r->queued < r->max_new) {   // one ahead
+        const int key = r->R + (r->beams ? 65536 * r->B : 0);   // check_model: R is at most 65535, and B half of it
+        run_graph(r, &r->step_graph, key, [=] { if (r->f32) feed<float>(r); else feed<bf16>(r); });
+        send_state(r);
+    }
+    const int i = r->t++ % 2;
+    CUDA_CHECK(cudaEventSynchronize(r->chosen[i]));
+    search_take(r->search, out, r->host_state[i]);
+    r->more = out->more;
     return true;
 }
 

@@ -310,7 +310,8 @@ typedef struct {
     // R = B * search_rows(how) rows.
     void (*prompt)(void *self, const Prompt *prompts, int B, const Choice *how);
     // Chooses the next token of every row (generate.h) and feeds it. False once all rows have ended; the step that
-    // returned true is described by *out, whose arrays stay valid until the next call.
+    // returned true is described by *out, whose arrays stay valid until the next call. A device may be ahead of what
+    // it tells (blip2.cu, section 8): nothing of that shows in *out or in result.
     bool (*step)(void *self, Step *out);
     // The answer of given rank (0 is the best, or the first sample) to prompt b.
     Hypothesis (*result)(void *self, int b, int rank);

@@ -1,6 +1,7 @@
 // generate.c: the choice of the next token, see generate.h.
 //
-// In order: the Search's one block of memory; greedy and sampled rows; beam search; a step; results.
+// In order: the Search's one block of memory; greedy and sampled rows; beam search; a step; the Search of
+// a device; results.
 //
 // What was chosen is kept as a trellis. Beams copy no text: each entry points to the row that it continues.
 //
@@ -37,9 +38,6 @@ static uint64_t lay_out(Search *s, uint8_t *base, int B, int R, int max_new, int
     const uint64_t b = (uint64_t)B, r = (uint64_t)R, v = (uint64_t)V;
     const uint64_t cells = r * (uint64_t)max_new;     // below 2^62
     carve(&m, 1, sizeof *s);
-    s->token = carve(&m, cells, sizeof *s->token);
-    s->parent = carve(&m, cells, sizeof *s->parent);
-    s->logprob = carve(&m, cells, sizeof *s->logprob);
     s->ended = carve(&m, r, sizeof *s->ended);
     s->sum = carve(&m, r, sizeof *s->sum);
     s->score = carve(&m, r, sizeof *s->score);
@@ -47,9 +45,16 @@ static uint64_t lay_out(Search *s, uint8_t *base, int B, int R, int max_new, int
     s->in_pool = carve(&m, b, sizeof *s->in_pool);
     s->open = carve(&m, b, sizeof *s->open);
     s->broken = carve(&m, b, sizeof *s->broken);
+    s->now_token = carve(&m, r, sizeof *s->now_token);
+    s->now_parent = carve(&m, r, sizeof *s->now_parent);
+    s->now_logprob = carve(&m, r, sizeof *s->now_logprob);
     s->seen = carve(&m, b * ((v + 63) / 64), sizeof *s->seen);
     s->seen_ids = carve(&m, b, sizeof *s->seen_ids);
     s->n_seen = carve(&m, b, sizeof *s->n_seen);
+    s->divisor = carve(&m, (uint64_t)max_new, sizeof *s->divisor);
+    s->token = carve(&m, cells, sizeof *s->token);
+    s->parent = carve(&m, cells, sizeof *s->parent);
+    s->logprob = carve(&m, cells, sizeof *s->logprob);
     s->past = carve(&m, (uint64_t)max_new, sizeof *s->past);
     s->best = carve(&m, 2 * r, sizeof *s->best);
     s->values = carve(&m, v, sizeof *s->values);
@@ -95,12 +100,13 @@ void search_begin(Search *s, const Choice *how, const int *const *seen, const in
         }
         s->seen_ids[b] = seen[b];
         s->n_seen[b] = n_seen[b];
-        s->open[b] = true;
-        s->broken[b] = false;
+        s->open[b] = 1;
+        s->broken[b] = 0;
         s->in_pool[b] = how->beams > 1 ? 0 : K;
     }
+    for (int t = 0; t < how->max_new; t++) s->divisor[t] = (float)pow((double)(t + 1), how->length_penalty);
     for (int r = 0; r < B * K; r++) {
-        s->ended[r] = false;
+        s->ended[r] = 0;
         s->sum[r] = 0;
         // All beams of a prompt start equal. Only the first one counts, or each answer would come K times. (In
         // transformers the others start at -1e9, and copies come up when a small vocabulary leaves nothing else.)
@@ -110,19 +116,7 @@ void search_begin(Search *s, const Choice *how, const int *const *seen, const in
 }
 
 // ---------------------------------------------------------------------------------------------------------
-// Rows. Each step writes line t of the trellis.
-
-static void put(Search *s, int r, int token, int parent, float logprob) {
-    const size_t at = (size_t)s->t * s->max_R + r;
-    s->token[at] = token;
-    s->parent[at] = parent;
-    s->logprob[at] = logprob;
-}
-
-static void put_ended(Search *s, int r) {
-    s->ended[r] = true;
-    put(s, r, s->pad, r, 0);
-}
+// Rows.
 
 // Greedy and sampling, _sample: the K rows of prompt b go their own ways. logits (V) of the first one, `stride` floats
 // from one to the next.
@@ -145,14 +139,7 @@ static void step_rows(Search *s, const float *logits, size_t stride, int b) {
             const float max = search_top(s->values, s->V);         // torch.argmax: the first of the largest
             while (s->values[token] != max) token++;
         }
-        const float logprob = log_softmax(x[token], z);
-        put(s, r, token, r, logprob);
-        s->sum[r] += (double)logprob;
-        const bool stopped = token == s->eos;
-        s->ended[r] = stopped || s->t + 1 == how->max_new;
-        if (s->ended[r])
-            s->pool[r] = (Finished){.score = s->sum[r], .n = s->t + 1, .row = r, .token = token, .logprob = logprob,
-                                    .stopped = stopped};
+        settle_row(s, r, token, log_softmax(x[token], z));
         open = open || !s->ended[r];
     }
     s->open[b] = open;
@@ -162,34 +149,24 @@ static void step_rows(Search *s, const float *logits, size_t stride, int b) {
 // Beam search: _beam_search with early_stopping False. Scores are f32 as torch's, so that comparisons fall the same
 // way; among equals the first beam and the smallest id win (torch.topk promises nothing there).
 
-// Puts values (V) of beam k, whose sum so far is `score`, among the best. Returns how many those are, at most 2K.
-static int gather(Search *s, int n, int k, float score) {
+// Puts values (V) of prompt b's beam k, whose sum so far is `score`, among the best. Returns how many those are, at
+// most 2K.
+static int gather(Search *s, int n, int b, int k, float score) {
     const int most = 2 * s->K, skip = 64;
+    Candidate *best = s->best + (size_t)b * most;
     for (int i = 0; i < s->V; i += skip) {
         const int end = s->V - i < skip ? s->V : i + skip;
         // Adding is monotonic even when it rounds, so that the largest of a block speaks for all.
-        if (n == most && !(search_top(s->values + i, end - i) + score > s->best[n - 1].value)) continue;
+        if (n == most && !(search_top(s->values + i, end - i) + score > best[n - 1].value)) continue;
         for (int v = i; v < end; v++) {
             const Candidate c = {.value = s->values[v] + score, .logprob = s->values[v], .k = k, .token = v};
-            if (!(c.value > (n < most ? -INFINITY : s->best[n - 1].value))) continue;
+            if (!(c.value > (n < most ? -INFINITY : best[n - 1].value))) continue;
             int at = n < most ? n++ : n - 1;
-            for (; at > 0 && s->best[at - 1].value < c.value; at--) s->best[at] = s->best[at - 1];
-            s->best[at] = c;
+            for (; at > 0 && best[at - 1].value < c.value; at--) best[at] = best[at - 1];
+            best[at] = c;
         }
     }
     return n;
-}
-
-// _update_finished_beams for one candidate: into the K best, behind equal ones. The pool starts full of -1e9.
-static void finish(Search *s, int b, const Candidate *c, float divisor) {
-    Finished *pool = s->pool + (size_t)b * s->K;
-    const float score = c->value / divisor;
-    const int n = s->in_pool[b];
-    if (!((double)score > (n < s->K ? -1e9 : pool[n - 1].score))) return;
-    int at = n < s->K ? s->in_pool[b]++ : n - 1;
-    for (; at > 0 && pool[at - 1].score < (double)score; at--) pool[at] = pool[at - 1];
-    pool[at] = (Finished){.score = (double)score, .n = s->t + 1, .row = b * s->K + c->k, .token = c->token,
-                          .logprob = c->logprob, .stopped = c->token == s->eos};
 }
 
 static void step_beams(Search *s, const float *logits, size_t stride, int b) {
@@ -198,37 +175,19 @@ static void step_beams(Search *s, const float *logits, size_t stride, int b) {
     for (int k = 0; k < K; k++) {
         if (s->score[row0 + k] == -INFINITY) continue;
         search_process(s, logits + (size_t)k * stride, b, row0 + k);
-        n = gather(s, n, k, s->score[row0 + k]);
+        n = gather(s, n, b, k, s->score[row0 + k]);
     }
-
-    // A candidate is finished when it is the end token or at max_new; only the first K of the 2K may enter the pool.
-    // The others go on, best first: each beam has one end token, hence K of 2K are always left for that.
-    const int length = s->t + 1;
-    const bool last = length == s->how.max_new;
-    const float divisor = (float)pow((double)length, s->how.length_penalty);
-    int live = 0;
-    for (int i = 0; i < n; i++) {
-        const Candidate *c = &s->best[i];
-        if (last || c->token == s->eos) {
-            if (i < K) finish(s, b, c, divisor);
-        } else if (live < K) {
-            const int r = row0 + live++;
-            put(s, r, c->token, s->t > 0 ? row0 + c->k : r, c->logprob);
-            s->score[r] = c->value;
-        }
-    }
-    for (int k = live; k < K; k++) {
-        s->score[row0 + k] = -INFINITY;
-        put_ended(s, row0 + k);
-    }
-
-    // _check_early_stop_heuristic: go on while the best beam, ended here, would beat the worst of a full pool.
-    const double worst = s->in_pool[b] == K ? s->pool[row0 + K - 1].score : -1e9;
-    s->open[b] = !last && live > 0 && (double)(s->score[row0] / divisor) > worst;
-    for (int k = 0; k < K; k++) s->ended[row0 + k] = !s->open[b] || k >= live;
+    settle_beams(s, b, n);
 }
 
 // ---------------------------------------------------------------------------------------------------------
+
+static void describe(Search *s, Step *out) {
+    const size_t line = (size_t)s->t * s->max_R;
+    *out = (Step){.R = s->B * s->K, .token = s->token + line, .parent = s->parent + line,
+                  .logprob = s->logprob + line, .ended = s->ended, .more = s->more};
+    s->t++;
+}
 
 bool search_step(Search *s, Step *out, const float *logits) {
     if (!s->more) return false;
@@ -245,12 +204,39 @@ bool search_step(Search *s, Step *out, const float *logits) {
             step_rows(s, x, stride, b);
         s->more = s->more || s->open[b];
     }
-    const size_t line = (size_t)s->t * s->max_R;
-    *out = (Step){.R = s->B * s->K, .token = s->token + line, .parent = s->parent + line,
-                  .logprob = s->logprob + line, .ended = s->ended, .more = s->more};
-    s->t++;
+    describe(s, out);
     return true;
 }
+
+// ---------------------------------------------------------------------------------------------------------
+// The same Search on a device.
+
+size_t search_export_bytes(const Search *s) { return (size_t)((const uint8_t *)s->token - (const uint8_t *)s); }
+size_t search_state_at(const Search *s) { return (size_t)((const uint8_t *)s->ended - (const uint8_t *)s); }
+size_t search_state_bytes(const Search *s) { return (size_t)((const uint8_t *)s->seen - (const uint8_t *)s->ended); }
+
+void search_export(void *to, const Search *s, void *base, const int *const *seen) {
+    Search there = *s;
+    CHECK(lay_out(&there, base, s->max_B, s->max_R, s->max_max_new, s->V) != UINT64_MAX);
+    memcpy(to, s, search_export_bytes(s));
+    memcpy(to, &there, sizeof there);
+    uint8_t *ids = (uint8_t *)to + ((const uint8_t *)s->seen_ids - (const uint8_t *)s);
+    memcpy(ids, seen, (size_t)s->B * sizeof *seen);
+}
+
+void search_take(Search *s, Step *out, const void *state) {
+    const size_t row = (size_t)s->t * s->max_R, n = (size_t)s->B * s->K;
+    CHECK(s->more && s->t < s->how.max_new);
+    memcpy(s->ended, state, search_state_bytes(s));
+    memcpy(s->token + row, s->now_token, n * sizeof *s->token);
+    memcpy(s->parent + row, s->now_parent, n * sizeof *s->parent);
+    memcpy(s->logprob + row, s->now_logprob, n * sizeof *s->logprob);
+    s->more = false;
+    for (int b = 0; b < s->B; b++) s->more = s->more || s->open[b];
+    describe(s, out);
+}
+
+// ---------------------------------------------------------------------------------------------------------
 
 // What a greedy or sampled row has when it is looked at before its end.
 static Finished so_far(const Search *s, int r) {

@@ -33,7 +33,7 @@ typedef struct {
     const int *token;       // (R) chosen now
     const int *parent;      // (R) row whose past the token continues; the row itself unless beams moved
     const float *logprob;   // (R)
-    const bool *ended;      // (R) row will not go on: what is fed for it from now on does not matter
+    const int *ended;       // (R) 1: row will not go on: what is fed for it from now on does not matter
     bool more;              // false: that was the last token, nothing need be fed; the next step returns false
 } Step;
 

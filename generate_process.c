@@ -64,13 +64,13 @@ static double sum(const float *x, int n) {
 }
 
 // logits (V) -> values (V) without NaN and +Inf; *broken is set when there were any. scratch (V)
-static Norm clean_copy(float *values, float *scratch, bool *broken, const float *logits, int V) {
+static Norm clean_copy(float *values, float *scratch, int *broken, const float *logits, int V) {
     int bad = 0;
     for (int v = 0; v < V; v++) {
         bad += !(logits[v] < INFINITY);
         values[v] = clean(logits[v]);
     }
-    if (bad) *broken = true;
+    if (bad) *broken = 1;
     const float max = search_top(values, V);
     if (max == -INFINITY) return (Norm){0, 0};              // nothing to choose from; all stays -Inf
     exp_minus(scratch, values, max, V);
@@ -132,13 +132,6 @@ Norm search_process(Search *s, const float *logits, int b, int r) {
 
 // ---------------------------------------------------------------------------------------------------------
 // Sampling
-
-// Orders floats as unsigned integers.
-static inline uint32_t sort_key(float x) {
-    uint32_t u;
-    memcpy(&u, &x, sizeof u);
-    return u & 0x80000000u ? ~u : u | 0x80000000u;
-}
 
 // The two filters ask where, in ascending order, a running total crosses a line. No sort is needed: total up by the
 // leading 11 bits of the key, keep the bucket where the line is crossed, look at its next 11 bits, then at the last 10.
@@ -226,20 +219,4 @@ int search_pick(const float *probs, float u, int V) {
     return pick;
 }
 
-// Philox4x32-10 (Salmon et al., "Parallel Random Numbers: As Easy as 1, 2, 3", 2011): ten rounds that mix a counter
-// of four words under a key of two. Key: the seed. Counter: sequence, step. Its first word gives the uniform.
-float search_uniform(uint64_t seed, uint64_t sequence, uint64_t step) {
-    uint32_t c[4] = {(uint32_t)sequence, (uint32_t)(sequence >> 32), (uint32_t)step, (uint32_t)(step >> 32)};
-    uint32_t k[2] = {(uint32_t)seed, (uint32_t)(seed >> 32)};
-    for (int round = 0; round < 10; round++) {
-        const uint64_t a = (uint64_t)0xD2511F53u * c[0], b = (uint64_t)0xCD9E8D57u * c[2];
-        const uint32_t was1 = c[1], was3 = c[3];
-        c[0] = (uint32_t)(b >> 32) ^ was1 ^ k[0];
-        c[1] = (uint32_t)b;
-        c[2] = (uint32_t)(a >> 32) ^ was3 ^ k[1];
-        c[3] = (uint32_t)a;
-        k[0] += 0x9E3779B9u;
-        k[1] += 0xBB67AE85u;
-    }
-    return (float)(c[0] >> 8) * 0x1p-24f;
-}
+float search_uniform(uint64_t seed, uint64_t sequence, uint64_t step) { return philox_uniform(seed, sequence, step); }

@@ -8,7 +8,8 @@
 //   MR            rows of a tile (its width is two vectors)
 //   FEW           most rows of x for rows(); 0: there is no rows()
 //   AS            AS_...: what x is. A unit of four bytes holds two 16-bit elements, or with AS_BYTES four bytes
-//   DOT(a,x,w)    a + the dot products of the units of x and w, lane by lane. x and w: VI, a: VI, or V for bf16
+//   DOT(a,x,w)    a + the dot products of the units of x and w, lane by lane. x and w: VI, a: VI, or V for bf16; or
+//   ASM, REG      an instruction that adds to %0 those of %1 and %2, and the constraint for its registers
 //   PAIRS(p)      VI: 2 * VW int8 at p as 16-bit integers (AS_INT16)
 //
 // In order: vector types and what the instructions mean; tile(), for many rows of x; rows(), for a few.
@@ -32,7 +33,13 @@ typedef int32_t NAME(vm) __attribute__((vector_size(4 * VW), aligned(1), may_ali
 #define AS_FLOAT(s) __builtin_convertvector(s, V)
 #endif
 
-#ifndef DOT      // the meaning of the instructions in plain C
+#ifdef ASM       // on the very types of the sums: casts to those of intrinsics cost gcc 12 a copy of each
+INLINE SUM NAME(dot)(SUM a, VI x, VI w) {
+    __asm__(ASM : "+" REG(a) : REG(x), REG(w));
+    return a;
+}
+#define DOT NAME(dot)
+#elif !defined(DOT)      // the meaning of the instructions in plain C
 #if AS == AS_BF16
 INLINE V NAME(dot)(V a, VI x, VI w) {
     for (int i = 0; i < VW; i++) {
@@ -219,6 +226,8 @@ const Narrow NAME(narrow) = {
 #undef SUM
 #undef AS_FLOAT
 #undef DOT
+#undef ASM
+#undef REG
 #undef PAIRS
 #undef NAME
 #undef TARGET

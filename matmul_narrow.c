@@ -11,8 +11,6 @@
 #include <string.h>
 #if defined(__x86_64__)
 #include <immintrin.h>
-#elif defined(__aarch64__)
-#include <arm_neon.h>
 #endif
 #if defined(__linux__) && defined(__x86_64__)
 #include <sys/syscall.h>
@@ -49,7 +47,6 @@ static void convert_int(uint8_t *row, size_t low, float *scale, const float *x, 
     for (int b = 0; b < C; b += BLOCK) {
         const int n = min_int(BLOCK, C - b);
         uint32_t top = 0;      // as bits, magnitudes are in order, and NaN is above infinity
-#pragma omp simd reduction(max : top)
         for (int c = 0; c < n; c++) {
             const uint32_t u = float_bits(x[b + c]) & 0x7FFFFFFF;
             top = u > top ? u : top;
@@ -58,7 +55,6 @@ static void convert_int(uint8_t *row, size_t low, float *scale, const float *x, 
         scale[b / BLOCK] = top < 0x7F800000 ? (factor > 0 ? most / X_MAX : 0) : bits_to_float(0x7FC00000);
         int16_t *q = (int16_t *)(void *)row + b;
         int8_t *h = (int8_t *)row + b, *l = h + low;
-#pragma omp simd
         for (int c = 0; c < n; c++) {
             // adding 1.5 * 2^23 rounds to an integer, which then stands in the low bits
             const float y = factor > 0 ? x[b + c] * factor : 0;
@@ -136,7 +132,8 @@ static inline void pack_units(void *out, const Weights *w, int j0, int n, int k0
 }
 
 // ---------------------------------------------------------------------------------------------------------
-// The inner loops. With MATMUL_TWINS all of them in plain C; inline assembly where gcc 12 would spill the sums.
+// The inner loops. With MATMUL_TWINS all of them in plain C; inline assembly where compilers may not know the
+// instruction.
 
 #ifdef MATMUL_TWINS
 #define NATIVE(t)
@@ -165,11 +162,8 @@ static inline void pack_units(void *out, const Weights *w, int j0, int n, int k0
 #define MR 6
 #define FEW 32
 #ifndef MATMUL_TWINS
-static inline __attribute__((always_inline)) TARGET __m256i dpwssd256(__m256i a, __m256i x, __m256i w) {
-    __asm__("%{vex%} vpdpwssd %2, %1, %0" : "+x"(a) : "x"(x), "x"(w));
-    return a;
-}
-#define DOT(a, x, w) (VI)dpwssd256((__m256i)(a), (__m256i)(x), (__m256i)(w))
+#define ASM "%{vex%} vpdpwssd %2, %1, %0"
+#define REG "x"
 #define PAIRS(p) (VI)_mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i *)(const void *)(p)))
 #endif
 #include "matmul_dot.h"
@@ -195,11 +189,8 @@ static inline __attribute__((always_inline)) TARGET __m256i dpwssd256(__m256i a,
 #define MR 14
 #define FEW 96
 #ifndef MATMUL_TWINS
-static inline __attribute__((always_inline)) TARGET __m512i dpwssd512(__m512i a, __m512i x, __m512i w) {
-    __asm__("vpdpwssd %2, %1, %0" : "+v"(a) : "v"(x), "v"(w));
-    return a;
-}
-#define DOT(a, x, w) (VI)dpwssd512((__m512i)(a), (__m512i)(x), (__m512i)(w))
+#define ASM "vpdpwssd %2, %1, %0"
+#define REG "v"
 #define PAIRS(p) (VI)PAIRS512(p)
 #endif
 #include "matmul_dot.h"
@@ -211,11 +202,8 @@ static inline __attribute__((always_inline)) TARGET __m512i dpwssd512(__m512i a,
 #define MR 14
 #define FEW 0
 #ifndef MATMUL_TWINS
-static inline __attribute__((always_inline)) TARGET __m512 dpbf16(__m512 a, __m512i x, __m512i w) {
-    __asm__("vdpbf16ps %2, %1, %0" : "+v"(a) : "v"(x), "v"(w));
-    return a;
-}
-#define DOT(a, x, w) (V)dpbf16((__m512)(a), (__m512i)(x), (__m512i)(w))
+#define ASM "vdpbf16ps %2, %1, %0"
+#define REG "v"
 #endif
 #include "matmul_dot.h"
 
@@ -235,11 +223,8 @@ const Narrow narrow_amx_two = {AS_TWO_BF16, AS_TWO_BF16, 32, 32, 1024, false, 0,
 #define MR 6
 #define FEW 16
 #ifndef MATMUL_TWINS
-static inline __attribute__((always_inline)) int32x4_t sdot(int32x4_t a, int32x4_t x, int32x4_t w) {
-    __asm__(".arch armv8.2-a+dotprod\n\tsdot %0.4s, %1.16b, %2.16b" : "+w"(a) : "w"(x), "w"(w));
-    return a;
-}
-#define DOT(a, x, w) (VI)sdot((int32x4_t)(a), (int32x4_t)(x), (int32x4_t)(w))
+#define ASM ".arch armv8.2-a+dotprod\n\tsdot %0.4s, %1.16b, %2.16b"
+#define REG "w"
 #endif
 #include "matmul_dot.h"
 #endif

@@ -374,12 +374,13 @@ static void test_tokens(const Model *m, const char *model, bool f32) {
     EXPECT(&tally, cpu && gpu, "%s: %s", what, e.text);
     if (!cpu || !gpu) return;
     int same = 0, all = 0;
-    for (int kind = 0; kind < 4; kind++) {   // greedy, beams, sampling, and greedy again: from the graph
+    for (int kind = 0; kind < 4; kind++) {   // greedy, beams, sampling, greedy with penalties
         Choice how = {};
         how.beams = kind == 1 ? 4 : 1, how.captions = kind == 1 ? 2 : kind == 2 ? 3 : 1;
         how.max_new = 6, how.min_new = 3;
-        how.length_penalty = 1, how.repeat_penalty = kind == 1 ? 1.5 : 1, how.sample = kind == 2, how.temp = 1.3;
-        how.top_p = kind == 2 ? 0.9 : 1, how.top_k = kind == 2 ? 20 : 0, how.seed = 5;
+        how.length_penalty = 1, how.repeat_penalty = kind % 2 ? 1.5 : 1, how.sample = kind == 2, how.temp = 1.3;
+        how.no_repeat_ngram = kind == 3 ? 2 : 0, how.top_p = kind == 2 ? 0.9 : 1, how.top_k = kind == 2 ? 20 : 0;
+        how.seed = 5;
         for (int side = 0; side < 2; side++) {
             const Backend *b = side ? &backend_cuda : &backend_cpu;
             void *run = side ? gpu : cpu;

@@ -24,7 +24,8 @@ says() {
     if [ "$code" -ne "$1" ]; then bad "$4: exit code $code, expected $1: $(cat "$tmp/err")"
     elif [ "$(wc -l <"$tmp/err")" -ne "$2" ]; then bad "$4: expected $2 line(s) on stderr, got: $(cat "$tmp/err")"
     elif [ "$2" -gt 0 ] && ! grep -qE -e "$3" "$tmp/err"; then bad "$4: expected '$3', got: $(cat "$tmp/err")"
-    elif [ "$1" -eq 0 ] && ! cmp -s "$tmp/out" "$tmp/cpu"; then bad "$4: another answer than the CPU's: $(cat "$tmp/out")"
+    elif [ "$1" -eq 0 ] && ! cmp -s "$tmp/out" "$tmp/cpu"; then
+        bad "$4: another answer than the CPU's: $(cat "$tmp/out")"
     else ok; fi
 }
 # asked TEXT WHAT [DEVICE]: --device cuda is refused with that text
@@ -73,7 +74,8 @@ cp "$backend" "$tmp/lib/blip2/blip2_cuda.so"      # where make install puts it
 # Nothing is wrong: the control of all that follows. The simulator computes in f32 what the CPU does.
 run --device cuda -v
 says_device() { grep -qE "^device: $1" "$tmp/err" && ok || bad "$2: expected device $1: $(cat "$tmp/err")"; }
-[ "$code" -eq 0 ] && cmp -s "$tmp/out" "$tmp/cpu" && ok || bad "a good card: exit code $code, $(cat "$tmp/out" "$tmp/err")"
+[ "$code" -eq 0 ] && cmp -s "$tmp/out" "$tmp/cpu" && ok ||
+    bad "a good card: exit code $code, $(cat "$tmp/out" "$tmp/err")"
 says_device cuda "a good card"
 run --device auto -v
 says_device cuda "a good card, auto"
