@@ -252,7 +252,7 @@ $(SIM)/cuda_double.o: test/cuda_double.c $(BUILD)/flags
 	$(call SAY,cc  )$(CC) $(FLAGS) -isystem $(CUDA_INCLUDE) -c -o $@ $<
 
 $(SIM)/blip2_cuda.so: $(SIM)/blip2.o $(SIM)/cuda_double.o $(SIM_OBJECTS:$(SIM)/%=$(SIM)/pic/%) \
-                      $(patsubst %,$(BUILD)/%.o,common generate generate_process)
+                      $(patsubst %,$(BUILD)/%.o,common generate generate_process threads)
 	$(call SAY,link)g++ -shared -fsanitize=undefined -o $@ $^ -Wl,-Bsymbolic,--defsym=__executable_start=0 \
 	    $(DOUBLED:%=-Wl,--wrap=%) -ldl
 
@@ -292,7 +292,7 @@ $(BUILD)/cuda/blip2.o: $(CUDA_SOURCES) $(BUILD)/cuda/flags
 	@$(if $(NVCC),,echo 'no nvcc here, which CUDA=1 asks for: install the CUDA toolkit, or say where with NVCC=...'; exit 1)
 	$(call SAY,nvcc)$(NVCC) $(NVCC_FLAGS) -c -o $@ $<
 
-$(BUILD)/blip2_cuda.so: $(BUILD)/cuda/blip2.o $(patsubst %,$(BUILD)/cuda/%.o,common generate generate_process)
+$(BUILD)/blip2_cuda.so: $(BUILD)/cuda/blip2.o $(patsubst %,$(BUILD)/cuda/%.o,common generate generate_process threads)
 	$(call SAY,link)$(NVCC) -shared -cudart static -o $@ $^ -Xlinker -Bsymbolic -lcublasLt \
 	    -Xlinker -rpath=$(abspath $(dir $(NVCC))../lib64)
 

@@ -21,6 +21,7 @@
 
 extern "C" {
 #include "blip2.h"
+#include "threads.h"
 }
 
 #include "cuda_layers.cuh"
@@ -271,6 +272,7 @@ static int upload(Run *r, Err *e) {
     uint8_t *ring[RING] = {0};
     cudaEvent_t free_again[RING];
     int made = 0;
+    Pool *pool = pool_open(r->lim.threads);
     for (; made < RING; made++) {
         if (cudaMallocHost((void **)&ring[made], piece) != cudaSuccess) break;
         CUDA_CHECK(cudaEventCreateWithFlags(&free_again[made], cudaEventDisableTiming));
@@ -280,12 +282,12 @@ static int upload(Run *r, Err *e) {
             const size_t n = all - at < piece ? all - at : piece;
             uint8_t *to = ring[i % made];
             if (i >= (size_t)made) CUDA_CHECK(cudaEventSynchronize(free_again[i % made]));
-            #pragma omp parallel for num_threads(r->lim.threads)
-            for (size_t k = 0; k < n; k += 1 << 20) memcpy(to + k, from + at + k, n - k < 1 << 20 ? n - k : 1 << 20);
+            pool_copy(pool, to, from + at, n);
             CUDA_CHECK(cudaMemcpyAsync(r->file + at, to, n, cudaMemcpyHostToDevice, r->s));
             CUDA_CHECK(cudaEventRecord(free_again[i % made], r->s));
         }
     CUDA_CHECK(cudaStreamSynchronize(r->s));
+    pool_close(pool);
     for (int i = 0; i < made; i++) {
         CUDA_CHECK(cudaFreeHost(ring[i]));
         CUDA_CHECK(cudaEventDestroy(free_again[i]));
@@ -323,6 +325,7 @@ template <typename T> static void dense(Run *r, Dense d) {
         d.x = r->h, d.x32 = NULL;
     }
     if (stream && (stream_dense(r->s, d, r->dev) || (d.T <= ROWS_MOST && rows_dense<T>(r->s, d, r->dev)))) return;
+    if (sizeof(T) == 2 && tile_fits(d)) { tile_dense(r->s, d, r->dev); return; }
     Dense g = d;
     if (d.gated) g.OC = 2 * d.OC, g.out = r->ff, g.gated = 0;
     const bool relu = d.act == ACT_RELU && d.b && d.kind == OUT_ACT && !d.gated;

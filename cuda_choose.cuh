@@ -11,8 +11,7 @@
 // The Search of generate_parts.h lies on the device too, and the rules that need no logits are the very functions that
 // the CPU calls. Here is what goes over the vocabulary. Sums that decide something have one fixed order (that of
 // generate_process.c) or are sums of integers, which have none: the same logits give the CPU's tokens, whatever the
-// order of threads. A row's logits (200 KB) are in the L2 cache when they are chosen from; each pass over them takes
-// a block about two microseconds, of the two thousand that a step's weights take.
+// order of threads. A row's logits (200 KB) are in the L2 cache when they are chosen from.
 // Not here: when it is launched and what is fed (blip2.cu, section 8), text.
 #ifndef CUDA_CHOOSE_CUH
 #define CUDA_CHOOSE_CUH

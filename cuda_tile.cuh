@@ -14,7 +14,7 @@
 // are applied on the way out. Layers with few rows of w split their columns over blocks; the last to finish a tile adds
 // the parts up in order.
 // Bytes: w once per 88 rows of x, x once per 128 rows of w, all but the first time from the L2 cache.
-// Not used by blip2.cu yet: dense() takes it, in front of lt_dense, where tile_fits says so, once its test has passed.
+// dense() of blip2.cu takes it, in front of lt_dense, where tile_fits says so.
 // Not here: int8 and int4 weights (gemm_kernel), rows of odd lengths.
 #ifndef CUDA_TILE_CUH
 #define CUDA_TILE_CUH

@@ -15,6 +15,7 @@
 #include <stdatomic.h>
 #include <stdbool.h>
 #include <stdlib.h>
+#include <string.h>
 
 enum {
     SPINS = 4000,               // looks at a counter before sleeping, some 50 us
@@ -160,4 +161,20 @@ void pool_run(Pool *p, Job *run, void *arg, int jobs) {
     }
     work(p, 0);
     wait_for_last(p);
+}
+
+typedef struct { char *to; const char *from; size_t n; } Copy;
+
+enum { COPY_BYTES = 1 << 20 };  // of a job
+
+static void copy_job(void *arg, int job, int thread) {
+    const Copy *c = arg;
+    const size_t at = (size_t)job * COPY_BYTES, left = c->n - at;
+    (void)thread;
+    memcpy(c->to + at, c->from + at, left < COPY_BYTES ? left : COPY_BYTES);
+}
+
+void pool_copy(Pool *p, void *to, const void *from, size_t n) {
+    Copy c = {to, from, n};
+    pool_run(p, copy_job, &c, (int)((n + COPY_BYTES - 1) / COPY_BYTES));
 }

@@ -7,6 +7,8 @@
 #ifndef THREADS_H
 #define THREADS_H
 
+#include <stddef.h>
+
 typedef struct Pool Pool;
 // Does job number `job`; thread is below the number of threads, and no two jobs run at once with the same one.
 typedef void Job(void *arg, int job, int thread);
@@ -18,5 +20,8 @@ int pool_threads(const Pool *p);
 
 // Runs jobs 0 .. jobs-1 and returns when all are done. With p NULL in the calling thread alone, in order.
 void pool_run(Pool *p, Job *run, void *arg, int jobs);
+
+// memcpy of n bytes by all threads: one alone is slower than the bus to a GPU.
+void pool_copy(Pool *p, void *to, const void *from, size_t n);
 
 #endif

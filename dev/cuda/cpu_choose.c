@@ -20,7 +20,7 @@ void cpu_beam_candidates(float *value, float *beam, float *token, const float *l
     int n = 0;
     for (int k = 0; k < K; k++) {
         search_process(s, logits + (size_t)k * V, 0, k);
-        n = gather(s, n, k, score[k]);
+        n = gather(s, n, 0, k, score[k]);
     }
     CHECK(n == 2 * K);
     for (int i = 0; i < n; i++) {
