@@ -29,14 +29,26 @@ static bool program_folder(char *out, size_t room) {
     return true;
 }
 
-// 0: loaded (and it stays so). 1 with e: there is no such file. -1 with e: it is there but cannot be loaded.
-static int cuda_load(Cuda *c, Err *e) {
+// The backend's libraries take a moment to load, and time and memory for nothing where there is no driver.
+static bool driver_there(void) {
+    void *driver = dlopen("libcuda.so.1", RTLD_LAZY | RTLD_LOCAL);
+    if (driver) dlclose(driver);
+    return driver != NULL;
+}
+
+// 0: loaded (and it stays so). 1 with e: there is no such file, or, if asked to look, no driver. -1 with e: it is there
+// but cannot be loaded.
+static int cuda_load(Cuda *c, bool look_for_driver, Err *e) {
     static const char *const PLACES[] = {"blip2_cuda.so", "../lib/blip2/blip2_cuda.so"};
     char folder[4096], path[sizeof folder + 32];
     const bool known = program_folder(folder, sizeof folder);
     for (size_t i = 0; known && i < sizeof PLACES / sizeof *PLACES; i++) {
         snprintf(path, sizeof path, "%s%s", folder, PLACES[i]);
         if (access(path, R_OK)) continue;
+        if (look_for_driver && !driver_there()) {
+            fail(e, "no NVIDIA driver on this machine");
+            return 1;
+        }
         void *so = dlopen(path, RTLD_NOW | RTLD_LOCAL);
         if (!so) return fail(e, "cannot load the CUDA backend: %s", dlerror());
         c->backend = dlsym(so, "backend_cuda");
@@ -53,7 +65,7 @@ static int cuda_load(Cuda *c, Err *e) {
 
 const Backend *device_cuda(Err *e) {
     Cuda cuda = {0};
-    return cuda_load(&cuda, e) ? NULL : cuda.backend;
+    return cuda_load(&cuda, false, e) ? NULL : cuda.backend;
 }
 
 int device_find(const Backend **backend, int *ordinal, const char *device, Err *e) {
@@ -72,7 +84,7 @@ int device_find(const Backend **backend, int *ordinal, const char *device, Err *
             return fail(e, "device '%s': expected a whole number from 0 behind the colon", device);
         *ordinal = (int)n;
     }
-    int rc = cuda_load(&cuda, e);
+    int rc = cuda_load(&cuda, automatic, e);
     if (rc == 0) rc = cuda.find(*ordinal, e);
     if (rc == 0) {
         *backend = cuda.backend;

@@ -53,6 +53,16 @@ silent "no CUDA backend" "a build without CUDA"
 "$tmp/bin/blip2" -m $opt --info 2>&1 | grep -q "^memory, GPU  *about [0-9]" && ok || bad "--info without a backend"
 
 echo "no library" >"$tmp/bin/blip2_cuda.so"
+# auto loads a backend only where there is a driver; from here on there is something of that name
+case $(ldconfig -p 2>/dev/null) in
+*libcuda.so.1*) echo "SKIP a driver is installed here" >&2; skipped=$((skipped + 1)) ;;
+*) silent "no NVIDIA driver on this machine" "a backend but no driver" ;;
+esac
+mkdir "$tmp/driver"
+echo 'int cuda_driver;' >"$tmp/o.c"
+${CC:-cc} -shared -fPIC -o "$tmp/driver/libcuda.so.1" "$tmp/o.c" || bad "no compiler for a library called libcuda"
+LD_LIBRARY_PATH=$tmp/driver${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}
+export LD_LIBRARY_PATH
 asked "cannot load the CUDA backend" "a broken backend"
 spoken "cannot load the CUDA backend" "a broken backend"
 printf 'const int backend_cuda = 1, backend_cuda_find = 2;\nconst unsigned long backend_cuda_layout = 5;\n' >"$tmp/o.c"
