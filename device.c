@@ -36,8 +36,8 @@ static bool driver_there(void) {
     return driver != NULL;
 }
 
-// 0: loaded (and it stays so). 1 with e: there is no such file, or, if asked to look, no driver. -1 with e: it is there
-// but cannot be loaded.
+// 0: loaded (and it stays so). 1 with e: there is no such file, or, if asked to look, no driver. -1 with e: the file is
+// there but cannot be loaded.
 static int cuda_load(Cuda *c, bool look_for_driver, Err *e) {
     static const char *const PLACES[] = {"blip2_cuda.so", "../lib/blip2/blip2_cuda.so"};
     char folder[4096], path[sizeof folder + 32];
@@ -65,7 +65,7 @@ static int cuda_load(Cuda *c, bool look_for_driver, Err *e) {
 
 const Backend *device_cuda(Err *e) {
     Cuda cuda = {0};
-    return cuda_load(&cuda, false, e) ? NULL : cuda.backend;
+    return cuda_load(&cuda, true, e) ? NULL : cuda.backend;
 }
 
 int device_find(const Backend **backend, int *ordinal, const char *device, Err *e) {
