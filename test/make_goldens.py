@@ -51,6 +51,8 @@ PROMPTS = ["", "a photo of", "how many dogs are there?"]
 # beams captions max_new min_new length_penalty repeat_penalty
 CASES = [(1, 1, 20, 0, 1, 1), (1, 1, 30, 8, 1, 1.5), (2, 2, 16, 0, 1, 1), (3, 3, 16, 0, -1, 1), (4, 2, 20, 6, 2, 1),
          (5, 5, 24, 0, 0, 1), (7, 7, 12, 0, 1, 1.25), (5, 1, 30, 1, 1, 1)]
+# Random weights of few values: among seven beams the last ones come so near to each other that compilers differ.
+TOO_NEAR = (7, 7, 12, 0, 1, 1.25)
 
 
 def write(name, weights, t, images):
@@ -59,7 +61,8 @@ def write(name, weights, t, images):
     pixels = np.stack([truth.pixel_values(i, t.config.vision_config.image_size) for i in images])
     truth.write_dump(os.path.join(DATA, f"tiny_{name}.stages"), t.stages(pixels[0], t.prompt_ids("a photo of")))
     with open(os.path.join(DATA, f"tiny_{name}.answers"), "w") as f:
-        for case, prompt in itertools.product(CASES, PROMPTS):
+        cases = [c for c in CASES if name not in ROUNDED or c != TOO_NEAR]
+        for case, prompt in itertools.product(cases, PROMPTS):
             for i, answers in enumerate(t.answers(pixels, t.prompt_ids(prompt), *case)):
                 fields = [" ".join(["stop" if stopped else "length", f"{score:.8g}", *map(str, tokens)])
                           for tokens, score, stopped in answers]
