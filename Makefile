@@ -61,7 +61,7 @@ PROGRAM_LIBS := $(if $(USE_EDIT),$(EDIT_LIBS))      # what the library does with
 # The CUDA backend is made where nvcc is; CUDA=0 leaves it out, CUDA=1 makes a missing nvcc an error.
 NVCC ?= $(or $(shell command -v nvcc),$(wildcard /usr/local/cuda/bin/nvcc))
 CUDA_INCLUDE ?= /usr/local/cuda/include
-USE_CUDA := $(if $(filter 0,$(CUDA)),,$(or $(NVCC),$(CUDA)))
+USE_CUDA := $(if $(or $(SAN),$(filter 0,$(CUDA))),,$(or $(NVCC),$(CUDA)))
 
 # Short lines unless V=1 asks for the commands themselves.
 SAY = $(if $(V),,@echo '$(1) $@';)

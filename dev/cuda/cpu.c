@@ -18,7 +18,7 @@ static Run run_with(const Model *m, size_t scores) {
     r.par.pool = pool_open(cores > 1 ? (int)cores : 1);
     CHECK(r.par.pool);
     r.par.threads = r.lim.threads = pool_threads(r.par.pool);
-    r.par.kernels = matmul_kernels(NULL);
+    r.par.kernels = matmul_kernels("plain");
     r.par.scratch = need(matmul_scratch_bytes(r.par.threads));
     r.scores = need(scores * (size_t)r.par.threads * sizeof(float));
     return r;
