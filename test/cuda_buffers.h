@@ -119,6 +119,11 @@ static Weight weight_of(int dtype, int OC, int C, uint32_t seed) {
     return w;
 }
 
+static void expect_close(const std::vector<float> &got, const std::vector<float> &want, double bound, const char *what) {
+    const Diff diff = diff_floats(got.data(), want.data(), want.size());
+    EXPECT(&tally, diff.rel_l2 <= bound, "%s: %.2e, bound %.0e", what, diff.rel_l2, bound);
+}
+
 // Compares (n) results with what they should be.
 template <typename T>
 static void expect_near(const std::vector<T> &raw, const std::vector<float> &want, const char *what) {
@@ -127,9 +132,7 @@ static void expect_near(const std::vector<T> &raw, const std::vector<float> &wan
         if constexpr (sizeof(T) == 2) got[i] = widen(raw[i]);
         else got[i] = raw[i];
     }
-    const Diff diff = diff_floats(got.data(), want.data(), want.size());
-    const double bound = sizeof(T) == 2 ? BF16_BOUND : F32_BOUND;
-    EXPECT(&tally, diff.rel_l2 <= bound, "%s: %.2e, bound %.0e", what, diff.rel_l2, bound);
+    expect_close(got, want, sizeof(T) == 2 ? BF16_BOUND : F32_BOUND, what);
 }
 
 #endif

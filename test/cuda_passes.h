@@ -5,16 +5,6 @@
 #ifndef CUDA_PASSES_H
 #define CUDA_PASSES_H
 
-template <typename T> static std::vector<T> activations_of(const std::vector<float> &x) {
-    if constexpr (sizeof(T) == 2) return narrow(x);
-    else return x;
-}
-
-static void expect_close(const std::vector<float> &got, const std::vector<float> &want, double bound, const char *what) {
-    const Diff diff = diff_floats(got.data(), want.data(), want.size());
-    EXPECT(&tally, diff.rel_l2 <= bound, "%s: %.2e, bound %.0e", what, diff.rel_l2, bound);
-}
-
 // Two rows about prompts 1 and 0; t tokens fed before this one, in slots that the line names. cross: no new ones.
 template <typename T> static void test_past(int A, int t, bool cross, bool biased) {
     const int H = 3, I = H * A, R = 2, max_new = 90, n_of[] = {4, 37}, first_of[] = {0, 4}, prompt_of[] = {1, 0};
@@ -49,7 +39,7 @@ template <typename T> static void test_past(int A, int t, bool cross, bool biase
                 want[(size_t)r * I + h * A + k] = (float)y;
             }
         }
-    const std::vector<T> qt = activations_of<T>(q), kvt = activations_of<T>(kv), ft = activations_of<T>(fresh);
+    const std::vector<T> qt = as<T>(q), kvt = as<T>(kv), ft = as<T>(fresh);
     Buffer dq = buffer_of(qt.size() * sizeof(T), qt.data()), dkv = buffer_of(kvt.size() * sizeof(T), kvt.data());
     Buffer df = buffer_of(ft.size() * sizeof(T), ft.data()), db = buffer_of(bias.size() * 4, bias.data());
     Buffer dl = buffer_of(line.size() * 4, line.data()), dn = buffer_of(sizeof n_of, n_of), dt = buffer_of(sizeof t, &t);
@@ -61,14 +51,7 @@ template <typename T> static void test_past(int A, int t, bool cross, bool biase
     p.bias = biased ? at<float>(db) : NULL, p.ldq = ldq, p.R = R, p.max_new = max_new, p.ldb = ldb, p.scale = 0.3f;
     p.rows = R, p.H = H, p.A = A;
     attend_past<T>(0, p);
-    std::vector<T> raw(want.size());
-    std::vector<float> got(want.size());
-    fetch(raw.data(), out, what);
-    for (size_t i = 0; i < raw.size(); i++) {
-        if constexpr (sizeof(T) == 2) got[i] = widen(raw[i]);
-        else got[i] = raw[i];
-    }
-    expect_close(got, want, small ? BF16_BOUND : F32_BOUND, what);
+    expect_output<T>(out, want, what);
     for (Buffer *u : {&dq, &dkv, &df, &db, &dl, &dn, &dt, &dfirst, &dp}) CUDA_CHECK(cudaFree(u->base));
 }
 

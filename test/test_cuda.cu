@@ -13,6 +13,7 @@ extern "C" {
 }
 #include "cuda_buffers.h"
 #include "cuda_layer_tests.h"
+#include "cuda_no_gpu.h"
 
 #include <unistd.h>
 
@@ -448,15 +449,9 @@ static void test_models(void) {
 }
 
 int main(int argc, char **argv) {
-    int n = 0;
+    int code = 0;
     chosen.assign(argv + 1, argv + argc);
-    if (cudaGetDeviceCount(&n) != cudaSuccess || n == 0) {
-        const bool required = getenv("REQUIRE_GPU") && *getenv("REQUIRE_GPU") == '1';
-        if (required) EXPECT(&tally, n > 0, "no GPU on this machine");
-        else SKIP(&tally, "no GPU on this machine");
-        printf("%d passed, %d failed, %d skipped\n", tally.passed, tally.failed, tally.skipped);
-        return required;
-    }
+    if (no_gpu(&code, &tally)) return code;
     test_dense_layers();
     test_attentions();
     test_passes();
@@ -466,7 +461,7 @@ int main(int argc, char **argv) {
 #ifdef CUDA_SIM
     EXPECT(&tally, sim_unfreed() == 0, "%zu allocations were not freed", sim_unfreed());
 #endif
-    const int code = tally_close(&tally);
+    code = tally_close(&tally);
     fflush(NULL);
     _exit(code);   // at a regular exit LeakSanitizer reports what the simulator keeps for itself
 }

@@ -5,6 +5,7 @@
 // Built by nvcc (make test-cuda) and for the simulator (make test-cuda-sim). Not here: a model (test_cuda.cu).
 #include "../cuda_choose.cuh"
 #include "check.h"
+#include "cuda_no_gpu.h"
 
 #include <unistd.h>
 #include <vector>
@@ -132,14 +133,8 @@ static Choice choice_of(int beams, int captions) {
 }
 
 int main(void) {
-    int n = 0;
-    if (cudaGetDeviceCount(&n) != cudaSuccess || n == 0) {
-        const bool required = getenv("REQUIRE_GPU") && *getenv("REQUIRE_GPU") == '1';
-        if (required) EXPECT(&tally, n > 0, "no GPU on this machine");
-        else SKIP(&tally, "no GPU on this machine");
-        printf("%d passed, %d failed, %d skipped\n", tally.passed, tally.failed, tally.skipped);
-        return required;
-    }
+    int code = 0;
+    if (no_gpu(&code, &tally)) return code;
     std::vector<Case> cases;
     const auto add = [&](const char *name, Choice how, int V, int B, int kind, float bias) {
         cases.push_back({name, V, 2, B, kind, bias, how});
@@ -173,7 +168,7 @@ int main(void) {
 #ifdef CUDA_SIM
     EXPECT(&tally, sim_unfreed() == 0, "%zu allocations were not freed", sim_unfreed());
 #endif
-    const int code = tally_close(&tally);
+    code = tally_close(&tally);
     fflush(NULL);
     _exit(code);
 }
