@@ -13,8 +13,10 @@ with `prepare` for a model of N layers.
 
 A unit of work is one engine at one dtype: ./blip2 at one number of threads, greedy and with beams, a process each as a
 user has it, its file in the page cache; a peer at all numbers of threads (bench_peers.py), which keeps its model. The
-ceilings (dev/ceiling.c) are read before every unit. What does not fit into memory is left out with the reason; of
-transformers in f32 half of the language model's layers are tried then, and marked.
+ceilings (dev/ceiling.c) are read before and after every process of ./blip2: a shared machine gives half of its memory
+bandwidth at one minute and all of it at the next, so a share of a ceiling means something only with the ceiling of that
+minute. A dtype may name an instruction set, as in bf16+avx512bf16. What does not fit into memory is left out with the
+reason; of transformers in f32 half of the language model's layers are tried then, and marked.
 
 In order: the command line, preparing, ceilings, engines, the record, pieces, main. Not here: single products
 (build/ceiling --matmul), correctness (test/parity_model.py, dev/fullsize.py).
@@ -58,7 +60,7 @@ def usage():
     p.add_argument("--threads", default="2,1", help="with commas")
     p.add_argument("--tokens", type=int, default=17, help="new tokens of every answer")
     p.add_argument("--beams", type=int, default=5)
-    p.add_argument("--dtypes", default="bf16,int8,int4,f32", help="of ./blip2")
+    p.add_argument("--dtypes", default="bf16,int8,int4,f32", help="of ./blip2; dtype+ISA forces an instruction set")
     p.add_argument("--peers", default="transformers-bf16,ctranslate2-int8,transformers-f32", help="or none")
     p.add_argument("--quick", action="store_true", help="one round, 6 tokens")
     p.add_argument("--markdown", type=Path, help="table: put it between its marks in this file")
@@ -69,7 +71,7 @@ def usage():
     args.dtypes = args.dtypes.split(",")
     args.peers = [] if args.peers == "none" else args.peers.split(",")
     args.threads = [int(t) for t in args.threads.split(",")]
-    if not {*args.dtypes} <= {*DTYPES} or not {*args.peers} <= {*bench_table.PEERS}:
+    if not {d.split("+")[0] for d in args.dtypes} <= {*DTYPES} or not {*args.peers} <= {*bench_table.PEERS}:
         p.error(f"--dtypes are of {', '.join(DTYPES)}; --peers of {', '.join(bench_table.PEERS)}")
     args.json = args.json or args.work / "results.json"
     if args.quick:
@@ -119,7 +121,7 @@ def prepare(args):
 
 def weight_file(args, dtype):
     """Where the exported weights of a dtype are."""
-    return args.work / f"{dtype}.bin"
+    return args.work / f"{dtype.split('+')[0]}.bin"
 
 
 def config_of(args):
@@ -159,7 +161,7 @@ def build():
 
 def ceilings(program, threads):
     """{"read": bytes per second, "multiply": f32 operations per second, ...} of this moment."""
-    out = subprocess.run([program, "-t", str(threads), "-r", "10"], check=True, stdout=subprocess.PIPE,
+    out = subprocess.run([program, "-t", str(threads), "-r", "6"], check=True, stdout=subprocess.PIPE,
                          text=True).stdout
     return {key: float(value) * 1e9 for key, value in re.findall(r"(\w+) ([0-9.]+) G", out)}
 
@@ -201,6 +203,7 @@ def run_blip2(args, dtype, threads, beams):
     """One process. Greedy answers are streamed: "first" is the time from its start until the first text came."""
     words = [ROOT / "blip2", "-v", "-m", weight_file(args, dtype), "-t", threads, "-b", beams, "-n", args.tokens,
              "--min-tokens", args.tokens, "-p", PROMPT, *(["--stream"] if beams == 1 else []), IMAGE]
+    words += ["--cpu-isa", dtype.split("+")[1]] if "+" in dtype else []
     with tempfile.TemporaryFile("w+") as told:
         start = time.perf_counter()
         p = subprocess.Popen([str(w) for w in words], stdout=subprocess.PIPE, stderr=told)
@@ -222,16 +225,20 @@ def run_blip2(args, dtype, threads, beams):
     return {**result, "peak": float(peak[1]) * 1e6, "file": weight_file(args, dtype).stat().st_size}
 
 
-def unit_blip2(args, dtype, threads):
-    """./blip2 at one number of threads."""
+def unit_blip2(args, dtype, threads, ceiling):
+    """./blip2 at one number of threads; each result with the ceilings beside it, the better of before and after."""
     file = weight_file(args, dtype)
     if not file.exists():
         raise MemoryError(f"there is no {file.name} (prepare)")
     if file.stat().st_size + SPARE > available():
         raise MemoryError(f"{file.stat().st_size / 1e9:.1f} GB of weights, {available() / 1e9:.1f} GB free")
     warm(file)
+    before = ceilings(ceiling, threads)
     for beams in 1, args.beams:
-        yield (threads, beams), run_blip2(args, dtype, threads, beams)
+        result = run_blip2(args, dtype, threads, beams)
+        after = ceilings(ceiling, threads)
+        yield (threads, beams), {**result, "ceilings": {key: max(before[key], after[key]) for key in after}}
+        before = after
 
 
 def peer_folder(args, engine):
@@ -311,9 +318,9 @@ def save(args, known):
 
 
 def units(args):
-    """Names of all units, in the order of a round: engine, dtype or nothing, threads or nothing."""
-    ours = [f"blip2-{dtype}-{t}" for dtype in args.dtypes for t in args.threads]
-    peers = list(args.peers)
+    """All units (engine, threads or None) in the order of a round."""
+    ours = [(f"blip2-{dtype}", t) for dtype in args.dtypes for t in args.threads]
+    peers = [(engine, None) for engine in args.peers]
     out = []
     while ours or peers:         # engines in turns; f32 files push the others out of the page cache, so they come last
         out += ours[:2] + peers[:1]
@@ -327,31 +334,35 @@ def piece(args):
     known = record(args)
     for n in range(args.rounds):
         for unit in units(args):
-            took = known["took"].setdefault(unit, [])
+            name = " ".join(str(part) for part in unit if part)
+            took = known["took"].setdefault(name, [])
             if len(took) > n:
                 continue
             guess = max(took) * 1.1 if took else 0
             if time.monotonic() + guess > end:
                 continue
-            say(f"round {n + 1}, {unit}")
+            say(f"round {n + 1}, {name}")
             start = time.monotonic()
             try:
-                for t in args.threads:
-                    known["ceilings"].append({"threads": t, **ceilings(ceiling, t)})
-                name, dtype, *threads = unit.split("-")
-                engine = f"{name}-{dtype}"
-                measure = unit_blip2(args, dtype, int(threads[0])) if threads else unit_peer(args, engine)
+                engine, threads = unit
+                if threads:
+                    measure = unit_blip2(args, engine.split("-", 1)[1], threads, ceiling)
+                else:
+                    measure = unit_peer(args, engine)
                 for (threads, beams), result in measure:
+                    if found := result.pop("ceilings", None):
+                        known["ceilings"].append({"threads": threads, **found})
+                        result.update(read_ceiling=found["read"], multiply_ceiling=found["multiply"])
                     known["runs"].append({"engine": engine, "threads": threads, "beams": beams, **result})
                     say(f"  {threads} threads, {beams} beams: " + ", ".join(
                         f"{k} {v:.3f}" for k, v in result.items() if isinstance(v, float)))
-                known["left_out"].pop(unit, None)
+                known["left_out"].pop(name, None)
                 took.append(time.monotonic() - start)
             except MemoryError as e:
                 say(f"  left out: {e}")
-                known["left_out"][unit] = str(e)
+                known["left_out"][name] = str(e)
             save(args, known)
-    say(f"{args.json}: rounds so far: " + ", ".join(f"{u} {len(known['took'].get(u, []))}" for u in units(args)))
+    say(f"{args.json}: rounds so far: " + ", ".join(f"{name} {len(took)}" for name, took in known["took"].items()))
 
 
 def main():

@@ -1,14 +1,13 @@
 """The report of dev/bench.py: tables, the targets beside what was reached, and a picture.
 
-In order: how much work a stage is, choosing from the record, the tables, targets, the picture, publishing. Every figure
-is the minimum of the rounds with the median behind it; ceilings are the best of the whole record, peaks of memory the
-most. Not here: measuring.
+In order: how much work a stage is, choosing from the record, the tables, targets, the picture, publishing. Every time
+is the minimum of the rounds with the median behind it; a share of a ceiling is the median over the runs, each with the
+ceiling read beside it; peaks of memory are the most. Not here: measuring.
 """
 
 import statistics
 
 PEERS = ["transformers-bf16", "transformers-f32", "ctranslate2-int8"]
-OURS = ["blip2-f32", "blip2-bf16", "blip2-int8", "blip2-int4"]
 BYTES = {"f32": 4, "bf16": 2, "int8": 1, "int4": 0.5625}     # int4 with its scales
 STAGES = ["load", "vit", "qformer", "prompt", "decode", "caption"]
 SAY = {"vit": "ViT", "qformer": "Q-Former", "decode": "decode, a token", "caption": "caption"}
@@ -50,6 +49,21 @@ def work_of(config):
 # ---------------------------------------------------------------------------------------------------------------------
 
 
+def ours(engine):
+    """Whether it is ./blip2."""
+    return engine.startswith("blip2-")
+
+
+def dtype_of(engine):
+    """blip2-bf16+ISA -> bf16"""
+    return engine.split("-", 1)[1].split("+")[0]
+
+
+def dtype_order(engine):
+    """A key to sort by: wide weights first, forced instruction sets behind the default."""
+    return [*BYTES].index(dtype_of(engine)), engine
+
+
 class Record:
     """A record with the questions that the report asks."""
 
@@ -77,7 +91,7 @@ class Record:
     def engines(self, threads):
         """Those that were measured at so many threads, ours first."""
         have = {r["engine"] for r in self.known["runs"] if r["threads"] == threads}
-        return [e for e in OURS + PEERS if e in have]
+        return sorted((e for e in have if ours(e)), key=dtype_order) + [e for e in PEERS if e in have]
 
     def ceiling(self, threads, key):
         """The best reading, or 0."""
@@ -85,12 +99,14 @@ class Record:
 
     def share(self, engine, threads, stage):
         """Of the ceiling that binds a greedy stage: f32 multiply-adds, or reading the weights -> (share, which)."""
-        best = self.best(engine, threads, 1, stage)
         ops, weights = self.work[stage]
-        floors = [(ops / self.ceiling(threads, "multiply"), "multiply"),
-                  (weights * BYTES[engine.split("-")[1]] / self.ceiling(threads, "read"), "read")]
-        floor, which = max(floors)
-        return (floor / best, which) if best else (0, which)
+        shares = []
+        for run in self.known["runs"]:
+            if (run["engine"], run["threads"], run["beams"]) == (engine, threads, 1) and stage in run:
+                floor, which = max((ops / run["multiply_ceiling"], "multiply"),
+                                   (weights * BYTES[dtype_of(engine)] / run["read_ceiling"], "read"))
+                shares.append((floor / run[stage], which))
+        return sorted(shares)[(len(shares) - 1) // 2] if shares else (0, "")
 
     def peer(self, threads, beams, stage):
         """Seconds of the faster transformers, or None."""
@@ -100,8 +116,10 @@ class Record:
 def table(r, threads):
     """The times at one number of threads, as lines."""
     engines = r.engines(threads)
-    read, *peaks = (r.ceiling(threads, key) / 1e9 for key in ("read", "multiply", "multiply_bf16", "multiply_int8"))
-    lines = ["", f"{threads} thread{'s' * (threads > 1)}; ceilings: read {read:.1f} GB/s; multiply-adds {peaks[0]:.0f} "
+    peaks = [r.ceiling(threads, key) / 1e9 for key in ("multiply", "multiply_bf16", "multiply_int8")]
+    reads = [c["read"] / 1e9 for c in r.known["ceilings"] if c["threads"] == threads] or [0]
+    lines = ["", f"{threads} thread{'s' * (threads > 1)}; ceilings: read {min(reads):.1f} to "
+             f"{max(reads):.1f} GB/s, median {statistics.median(reads):.1f}; multiply-adds at best {peaks[0]:.0f} "
              f"GFLOP/s in f32, {peaks[1]:.0f} in bf16, {peaks[2]:.0f} GOP/s in int8.", "",
              "| seconds | " + " | ".join(e.replace("-", " ") for e in engines) + " |",
              "|---" * (len(engines) + 1) + "|"]
@@ -120,14 +138,14 @@ def table(r, threads):
     for stage in "vit", "prompt", "decode":
         cells = []
         for e in engines:
-            share, which = r.share(e, threads, stage) if e in OURS else (0, "")
+            share, which = r.share(e, threads, stage) if ours(e) else (0, "")
             cells.append(f"{share:.0%} of {which}" if share else "")
         lines.append(f"| {SAY.get(stage, stage)}: share of the ceiling | {' | '.join(cells)} |")
     for beams in 1, r.beams:
         peer, cells = r.peer(threads, beams, "caption"), []
         for e in engines:
-            ours = r.best(e, threads, beams, "caption") if e in OURS else None
-            cells.append(f"{peer / ours:.2f}" if ours and peer else "")
+            best = r.best(e, threads, beams, "caption") if ours(e) else None
+            cells.append(f"{peer / best:.2f}" if best and peer else "")
         how = "greedy" if beams == 1 else f"{beams} beams"
         lines.append(f"| caption, {how}: times as fast as the faster transformers | {' | '.join(cells)} |")
     return lines
@@ -157,13 +175,13 @@ def targets(r):
             lambda v: v >= 1.5, "{:.2f}")
     peer = r.peer(t, r.beams, "caption")
     for dtype, least in ("bf16", 5), ("int8", 8):
-        ours = r.best(f"blip2-{dtype}", t, r.beams, "caption")
+        best = r.best(f"blip2-{dtype}", t, r.beams, "caption")
         add(f"caption, {r.beams} beams, {dtype}, times as fast as the faster transformers", f"{least} (set for AVX2)",
-            peer and ours and peer / ours, lambda v, least=least: v >= least, "{:.2f}")
-    other, ours = r.best(PEERS[2], t, 1, "decode"), r.best("blip2-int8", t, 1, "decode")
-    add("decode int8, times as fast as CTranslate2's int8", "2", other and ours and other / ours, lambda v: v >= 2,
+            peer and best and peer / best, lambda v, least=least: v >= least, "{:.2f}")
+    other, best = r.best(PEERS[2], t, 1, "decode"), r.best("blip2-int8", t, 1, "decode")
+    add("decode int8, times as fast as CTranslate2's int8", "2", other and best and other / best, lambda v: v >= 2,
         "{:.2f}")
-    runs = [x for x in r.known["runs"] if x["engine"] in OURS]
+    runs = [x for x in r.known["runs"] if ours(x["engine"])]
     late = [x["first"] - sum(x.get(s, 0) for s in ("image", "vit", "qformer", "prompt")) for x in runs if "first" in x]
     add("start to first token above the stages' own time, s", "at most 0.3", late and min(late), lambda v: v <= 0.3,
         "{:.2f}")
