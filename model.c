@@ -97,6 +97,8 @@ static int map_file(Model *m, const char *path, Err *e) {
     else {
         m->file = p;
         m->file_bytes = (size_t)st.st_size;
+        // Only a wish: what is read from now on comes in pages of 2 MB, with 512 times fewer page faults.
+        madvise(p, m->file_bytes, MADV_HUGEPAGE);
         rc = 0;
     }
     close(fd);
