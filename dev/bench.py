@@ -4,6 +4,7 @@ do at most.
     python3 dev/bench.py prepare --type pretrain_opt2.7b --tokenizer ../shared/tokenizers/opt  weight files; slow
     python3 dev/bench.py run --minutes 8                                             one piece of the measurement
     python3 dev/bench.py table --markdown doc/performance.md --picture doc/performance.png
+    python3 dev/bench.py gpu opt-2.7b                        the CUDA backend on a card: dev/bench_gpu.py, its options
 
 `prepare` makes a checkpoint of random weights (or takes --folder, any Hugging Face BLIP-2) and exports it in every
 dtype. `run` needs a machine that does nothing else. It goes through the engines in turns, for as long as --minutes, and
@@ -48,7 +49,7 @@ SPARE = 600e6                                    # bytes that ./blip2 needs besi
 def usage():
     """The command line."""
     p = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    p.add_argument("command", choices=["prepare", "run", "table"])
+    p.add_argument("command", choices=["prepare", "run", "table", "gpu"], help="gpu --help for that one's options")
     p.add_argument("--folder", type=Path, help="prepare: a Hugging Face BLIP-2 folder")
     p.add_argument("--type", help="prepare: or random weights of this type (export/random_checkpoint.py)")
     p.add_argument("--tokenizer", type=Path, help="with --type: a folder of tokenizer files")
@@ -366,6 +367,10 @@ def piece(args):
 
 
 def main():
+    if sys.argv[1:2] == ["gpu"]:
+        import bench_gpu
+        sys.argv[:2] = [f"{sys.argv[0]} gpu"]
+        sys.exit(bench_gpu.main())
     args = usage()
     if args.command == "prepare":
         prepare(args)
