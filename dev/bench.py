@@ -16,7 +16,8 @@ A unit of work is one engine at one dtype: ./blip2 at one number of threads, gre
 user has it, its file in the page cache; a peer at all numbers of threads (bench_peers.py), which keeps its model. The
 ceilings (dev/ceiling.c) are read before and after every process of ./blip2: a shared machine gives half of its memory
 bandwidth at one minute and all of it at the next, so a share of a ceiling means something only with the ceiling of that
-minute. A dtype may name an instruction set, as in bf16+avx512bf16. What does not fit into memory is left out with the
+minute. A dtype may name an instruction set, as in bf16+avx512bf16; --isa avx2 holds everything to AVX2, peers and peak
+included, so that a newer processor stands in for an older one. What does not fit into memory is left out with the
 reason; of transformers in f32 half of the language model's layers are tried then, and marked.
 
 In order: the command line, preparing, ceilings, engines, the record, pieces, main. Not here: single products
@@ -44,6 +45,9 @@ PROMPT = "a photo of"
 DTYPES = ["f32", "bf16", "int8", "int4"]
 PATIENCE = 420                                   # seconds that a peer may take for one answer
 SPARE = 600e6                                    # bytes that ./blip2 needs beside its file
+# PyTorch's own loops, oneDNN, MKL, CTranslate2.
+ONLY_AVX2 = {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2", "MKL_ENABLE_INSTRUCTIONS": "AVX2",
+             "CT2_FORCE_CPU_ISA": "AVX2"}
 
 
 def usage():
@@ -62,19 +66,23 @@ def usage():
     p.add_argument("--tokens", type=int, default=17, help="new tokens of every answer")
     p.add_argument("--beams", type=int, default=5)
     p.add_argument("--dtypes", default="bf16,int8,int4,f32", help="of ./blip2; dtype+ISA forces an instruction set")
-    p.add_argument("--peers", default="transformers-bf16,ctranslate2-int8,transformers-f32", help="or none")
+    p.add_argument("--peers", help="or none [transformers-bf16,ctranslate2-int8,transformers-f32; AVX2: without bf16, "
+                   "which takes minutes there]")
+    p.add_argument("--isa", choices=["avx2"], help="run: hold all engines and the peak to these instructions")
     p.add_argument("--quick", action="store_true", help="one round, 6 tokens")
     p.add_argument("--markdown", type=Path, help="table: put it between its marks in this file")
+    p.add_argument("--section", default="speed table", help="table: the name in those marks")
     p.add_argument("--picture", type=Path, help="table: and draw it (needs matplotlib)")
     args = p.parse_args()
     if args.command == "prepare" and not args.folder and not (args.type and args.tokenizer):
         p.error("prepare needs either --folder, or --type and --tokenizer")
     args.dtypes = args.dtypes.split(",")
+    args.peers = args.peers or ",".join(e for e in bench_table.PEERS if not (args.isa and e.endswith("bf16")))
     args.peers = [] if args.peers == "none" else args.peers.split(",")
     args.threads = [int(t) for t in args.threads.split(",")]
     if not {d.split("+")[0] for d in args.dtypes} <= {*DTYPES} or not {*args.peers} <= {*bench_table.PEERS}:
         p.error(f"--dtypes are of {', '.join(DTYPES)}; --peers of {', '.join(bench_table.PEERS)}")
-    args.json = args.json or args.work / "results.json"
+    args.json = args.json or args.work / (f"results-{args.isa}.json" if args.isa else "results.json")
     if args.quick:
         args.rounds, args.tokens = 1, min(args.tokens, 6)
     return args
@@ -160,10 +168,10 @@ def build():
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def ceilings(program, threads):
+def ceilings(args, program, threads):
     """{"read": bytes per second, "multiply": f32 operations per second, ...} of this moment."""
-    out = subprocess.run([program, "-t", str(threads), "-r", "6"], check=True, stdout=subprocess.PIPE,
-                         text=True).stdout
+    words = [program, "-t", str(threads), "-r", "6", *(["--isa", args.isa] if args.isa else [])]
+    out = subprocess.run(words, check=True, stdout=subprocess.PIPE, text=True).stdout
     return {key: float(value) * 1e9 for key, value in re.findall(r"(\w+) ([0-9.]+) G", out)}
 
 
@@ -204,7 +212,8 @@ def run_blip2(args, dtype, threads, beams):
     """One process. Greedy answers are streamed: "first" is the time from its start until the first text came."""
     words = [ROOT / "blip2", "-v", "-m", weight_file(args, dtype), "-t", threads, "-b", beams, "-n", args.tokens,
              "--min-tokens", args.tokens, "-p", PROMPT, *(["--stream"] if beams == 1 else []), IMAGE]
-    words += ["--cpu-isa", dtype.split("+")[1]] if "+" in dtype else []
+    isa = dtype.split("+")[1] if "+" in dtype else args.isa
+    words += ["--cpu-isa", isa] if isa else []
     with tempfile.TemporaryFile("w+") as told:
         start = time.perf_counter()
         p = subprocess.Popen([str(w) for w in words], stdout=subprocess.PIPE, stderr=told)
@@ -234,10 +243,10 @@ def unit_blip2(args, dtype, threads, ceiling):
     if file.stat().st_size + SPARE > available():
         raise MemoryError(f"{file.stat().st_size / 1e9:.1f} GB of weights, {available() / 1e9:.1f} GB free")
     warm(file)
-    before = ceilings(ceiling, threads)
+    before = ceilings(args, ceiling, threads)
     for beams in 1, args.beams:
         result = run_blip2(args, dtype, threads, beams)
-        after = ceilings(ceiling, threads)
+        after = ceilings(args, ceiling, threads)
         yield (threads, beams), {**result, "ceilings": {key: max(before[key], after[key]) for key in after}}
         before = after
 
@@ -274,7 +283,8 @@ def unit_peer(args, engine):
     folder, half = peer_folder(args, engine)
     process = subprocess.Popen(
         [sys.executable, ROOT / "dev/bench_peers.py", engine, folder, str(args.tokens)], text=True, bufsize=1,
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, env={**os.environ, "OMP_NUM_THREADS": str(max(args.threads))})
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+        env={**os.environ, "OMP_NUM_THREADS": str(max(args.threads)), **(ONLY_AVX2 if args.isa else {})})
     try:
         load = ask(process, None, PATIENCE)
         for threads in args.threads:
@@ -301,7 +311,7 @@ def record(args):
     """What was measured so far; must be of the same machine, model and commit."""
     config = config_of(args)
     head = {"machine": machine(), "model": (args.work / "checkpoint").resolve().name, "commit": commit(),
-            "tokens": args.tokens, "beams": args.beams, "config": config}
+            "tokens": args.tokens, "beams": args.beams, "isa": args.isa, "config": config}
     known = {"head": head, "ceilings": [], "runs": [], "took": {}, "left_out": {}}
     if args.json.exists():
         known = json.loads(args.json.read_text())
@@ -377,7 +387,7 @@ def main():
     elif args.command == "run":
         piece(args)
     else:
-        bench_table.publish(json.loads(args.json.read_text()), args.markdown, args.picture)
+        bench_table.publish(json.loads(args.json.read_text()), args.markdown, args.section, args.picture)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ PEERS = ["transformers-bf16", "transformers-f32", "ctranslate2-int8"]
 BYTES = {"f32": 4, "bf16": 2, "int8": 1, "int4": 0.5625}     # int4 with its scales
 STAGES = ["load", "vit", "qformer", "prompt", "decode", "caption"]
 SAY = {"vit": "ViT", "qformer": "Q-Former", "decode": "decode, a token", "caption": "caption"}
-BEGIN, END = "<!-- speed table: written by dev/bench.py -->", "<!-- end of the table -->"
+BEGIN, END = "<!-- {}: written by dev/bench.py -->", "<!-- end of the table -->"
 LANGUAGE = ("prompt", "decode", "caption")     # stages that half of the language model's layers make shorter
 PROMPT_TOKENS = 4                              # of "a photo of"
 
@@ -118,9 +118,10 @@ def table(r, threads):
     engines = r.engines(threads)
     peaks = [r.ceiling(threads, key) / 1e9 for key in ("multiply", "multiply_bf16", "multiply_int8")]
     reads = [c["read"] / 1e9 for c in r.known["ceilings"] if c["threads"] == threads] or [0]
+    narrow = f", {peaks[1]:.0f} in bf16, {peaks[2]:.0f} GOP/s in int8" if peaks[1] else ""
     lines = ["", f"{threads} thread{'s' * (threads > 1)}; ceilings: read {min(reads):.1f} to "
              f"{max(reads):.1f} GB/s, median {statistics.median(reads):.1f}; multiply-adds at best {peaks[0]:.0f} "
-             f"GFLOP/s in f32, {peaks[1]:.0f} in bf16, {peaks[2]:.0f} GOP/s in int8.", "",
+             f"GFLOP/s in f32{narrow}.", "",
              "| seconds | " + " | ".join(e.replace("-", " ") for e in engines) + " |",
              "|---" * (len(engines) + 1) + "|"]
     for beams in 1, r.beams:
@@ -196,8 +197,9 @@ def report(r):
     counts = [len([x for x in r.known["runs"] if x["engine"] == e and x["threads"] == t and x["beams"] == 1])
               for t in r.threads for e in r.engines(t)]
     rounds = f"{min(counts)}" if min(counts) == max(counts) else f"{min(counts)} to {max(counts)}"
+    held = f" Everything held to the instructions of {h['isa'].upper()}." if h.get("isa") else ""
     lines = ["", f"{h['machine']}; {h['model']}, {h['tokens']} new tokens, commit {h['commit']}. Minimum (median) of "
-             f"{rounds} round{'s' * (rounds != '1')}, engines in turns."]
+             f"{rounds} round{'s' * (rounds != '1')}, engines in turns.{held}"]
     for t in r.threads:
         lines += table(r, t)
     if any(r.half(e) for e in r.engines(max(r.threads))):
@@ -242,16 +244,17 @@ def picture(r, path):
     figure.savefig(path, dpi=90)
 
 
-def publish(known, markdown, drawing):
-    """Prints the report, puts it between its marks in a file, which must have them, and draws the picture."""
+def publish(known, markdown, section, drawing):
+    """Prints the report, puts it between the section's marks in a file, which must have them, and draws the picture."""
+    begin = BEGIN.format(section)
     r = Record(known)
     lines = report(r)
     print("\n".join(lines))
     if markdown:
         text = markdown.read_text()
-        if BEGIN not in text or END not in text.split(BEGIN, 1)[1]:
-            raise SystemExit(f"{markdown}: the marks '{BEGIN}' and '{END}' are missing")
-        before, rest = text.split(BEGIN, 1)
-        markdown.write_text(before + BEGIN + "\n" + "\n".join(lines) + "\n" + END + rest.split(END, 1)[1])
+        if begin not in text or END not in text.split(begin, 1)[1]:
+            raise SystemExit(f"{markdown}: the marks '{begin}' and '{END}' are missing")
+        before, rest = text.split(begin, 1)
+        markdown.write_text(before + begin + "\n" + "\n".join(lines) + "\n" + END + rest.split(END, 1)[1])
     if drawing:
         picture(r, drawing)

@@ -3,7 +3,8 @@
 //   ceiling [-t THREADS] [-r ROUNDS] [--isa NAME] [--matmul]
 //
 // Without --matmul prints a line for each ceiling: the rate at which the threads read memory, their f32 multiply-add
-// peak and, where the processor has such instructions, that of bf16 and int8 products (AVX-512 BF16, VNNI, AMX).
+// peak and, where the processor has such instructions, that of bf16 and int8 products (AVX-512 BF16, VNNI, AMX). With
+// --isa avx2 the peak is that of AVX2 alone.
 // With it, one line a shape: the time of one matmul at the sizes of BLIP-2, and its share of the ceiling that binds it.
 // All figures are the best of many interleaved rounds, because a shared machine can only be slower than itself.
 // Not here: whole models (dev/bench.py, which runs this program too).
@@ -188,6 +189,7 @@ int main(int argc, char **argv) {
     }
     if (threads < 1 || rounds < 1) { fprintf(stderr, "ceiling: -t and -r take positive numbers\n"); return 2; }
     if (!HAVE_AVX2) { fprintf(stderr, "ceiling: needs AVX2\n"); return 1; }
+    const bool wide = !isa || strcmp(isa, "avx2") != 0;
     const MatmulKernels *kernels = matmul_kernels(isa);
     if (!kernels) { fprintf(stderr, "ceiling: no inner loops called %s here\n", isa); return 2; }
     m.memory = mmap(NULL, m.bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
@@ -206,19 +208,19 @@ int main(int argc, char **argv) {
     for (int r = 0; r < rounds; r++) {
         measure_read(&m);
         measure_multiply(&m, multiply8, 8, F32);
-        if (HAVE_AVX512) measure_multiply(&m, multiply16, 16, F32);
-        if (HAVE_BF16) measure_multiply(&m, multiply_bf16, 32, BF16_PAIRS);
-        if (HAVE_INT8) measure_multiply(&m, multiply_int8, 64, INT8_FOURS);
-        if (HAVE_AMX) measure_multiply(&m, multiply_tiles_bf16, 16 * 16 * 32, BF16_PAIRS);
-        if (HAVE_AMX) measure_multiply(&m, multiply_tiles_int8, 16 * 16 * 64, INT8_FOURS);
+        if (wide && HAVE_AVX512) measure_multiply(&m, multiply16, 16, F32);
+        if (wide && HAVE_BF16) measure_multiply(&m, multiply_bf16, 32, BF16_PAIRS);
+        if (wide && HAVE_INT8) measure_multiply(&m, multiply_int8, 64, INT8_FOURS);
+        if (wide && HAVE_AMX) measure_multiply(&m, multiply_tiles_bf16, 16 * 16 * 32, BF16_PAIRS);
+        if (wide && HAVE_AMX) measure_multiply(&m, multiply_tiles_int8, 16 * 16 * 64, INT8_FOURS);
         for (int i = 0; products && i < SHAPES; i++) {
             const double t = time_shape(&shapes[i], &m, x, out, &par);
             if (t < best[i]) best[i] = t;
         }
     }
     printf("read %.1f GB/s\nmultiply %.1f GFLOP/s\n", m.read * 1e-9, m.flops[F32] * 1e-9);
-    if (HAVE_BF16) printf("multiply_bf16 %.1f GFLOP/s\n", m.flops[BF16_PAIRS] * 1e-9);
-    if (HAVE_INT8) printf("multiply_int8 %.1f GOP/s\n", m.flops[INT8_FOURS] * 1e-9);
+    if (wide && HAVE_BF16) printf("multiply_bf16 %.1f GFLOP/s\n", m.flops[BF16_PAIRS] * 1e-9);
+    if (wide && HAVE_INT8) printf("multiply_int8 %.1f GOP/s\n", m.flops[INT8_FOURS] * 1e-9);
     for (int i = 0; products && i < SHAPES; i++) {
         const Shape *s = &shapes[i];
         const double bytes = (double)s->OC * s->C * (s->dtype == DT_BF16 ? 2 : 4), flop = 2.0 * s->T * s->C * s->OC;
