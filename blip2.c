@@ -16,7 +16,7 @@
 // Not here: files, images, text, and how a token is chosen (generate.c).
 
 #include "blip2.h"
-#include "matmul.h"
+#include "matmul_skip.h"
 
 #include <math.h>
 #include <stdarg.h>
@@ -30,6 +30,7 @@ typedef struct {
     const Model *m;
     Limits lim;
     Par par;
+    Skip *skip;            // OPT's fc2 without the neurons that are zero, or NULL
     int TP;                // most positions of a prompt pass: Q + lim.prompt
     int TK;                // most positions whose keys a prompt leaves in the KV cache: TP for OPT, 1 for T5 (start)
     float *pixel_values;   // (3,S,S)
@@ -415,7 +416,7 @@ static void opt_forward(Run *r, const Pass *p) {
         matmul_then(r->x, r->att, &w->out_w, w->out_b, THEN_ADD, T, &r->par);
         layernorm(r->h, r->x, w->ln2_w, w->ln2_b, c->eps_lm, T, D, &r->par);
         matmul_then(r->ff, r->h, &w->fc1_w, w->fc1_b, c->act, T, &r->par);
-        matmul_then(r->x, r->ff, &w->fc2_w, w->fc2_b, THEN_ADD, T, &r->par);
+        skip_matmul(r->skip, l, r->x, r->ff, &w->fc2_w, w->fc2_b, T, &r->par);
         if (p->t < 0) probe(r, r->x, T, D, "language_model.model.decoder.layers.%d", l);
     }
     layernorm(r->h, r->x, r->m->opt.ln_w, r->m->opt.ln_b, c->eps_lm, T, D, &r->par);
@@ -569,6 +570,8 @@ static void t5_prompt(Run *r, const Prompt *prompt, int b) {
 // ---------------------------------------------------------------------------------------------------------
 // 8. The backend.
 
+enum { SKIP_LEAST = 1 << 20 };     // bytes of a matrix of which leaving out a part is worth a thought
+
 static Run run_for(const Model *m, const Limits *lim) {
     const int TP = m->config.Q + lim->prompt;
     return (Run){.m = m, .lim = *lim, .TP = TP, .TK = m->config.family == T5 ? 1 : TP};
@@ -614,12 +617,15 @@ static void *cpu_open(const Model *m, const Limits *lim, Err *e) {
     r->par.threads = pool_threads(r->par.pool);
     r->search = search_init(r->search_memory, lim->B, lim->R, lim->max_new, m->config.V, m->config.eos, m->config.pad);
     if (m->config.family == T5) t5_spread_bias(r);
+    else if (m->config.act == ACT_RELU)
+        r->skip = skip_open(&m->opt_layer->fc2_w, sizeof *m->opt_layer, m->config.LD, true, SKIP_LEAST);
     return r;
 }
 
 static void cpu_close(void *self) {
     Run *r = self;
     pool_close(r->par.pool);
+    skip_close(r->skip);
     free(r->memory);
     free(r);
 }

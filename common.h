@@ -34,6 +34,9 @@ void check_failed(const char *cond, const char *file, int line) __attribute__((n
 static inline bool mul_ok(uint64_t *out, uint64_t a, uint64_t b) { return !__builtin_mul_overflow(a, b, out); }
 static inline bool add_ok(uint64_t *out, uint64_t a, uint64_t b) { return !__builtin_add_overflow(a, b, out); }
 
+// Bytes of memory that can be had without swapping; UINT64_MAX where the system does not say.
+uint64_t available_memory(void);
+
 // Little-endian reads at any alignment.
 uint16_t read_u16(const uint8_t *p);
 uint32_t read_u32(const uint8_t *p);

@@ -137,15 +137,6 @@ blip2 *blip2_open(const char *path, const blip2_settings *settings, blip2_error 
     return NULL;
 }
 
-static uint64_t available_memory(void) {
-    FILE *f = fopen("/proc/meminfo", "re");
-    char line[128];
-    unsigned long long kb = 0;
-    while (f && fgets(line, sizeof line, f)) if (sscanf(line, "MemAvailable: %llu", &kb) == 1) break;
-    if (f) fclose(f);
-    return kb ? (uint64_t)kb * 1024 : UINT64_MAX;
-}
-
 // The weights stay in the page cache and in our mapping; a backend with memory of its own asks for it itself.
 static int check_memory(blip2 *b, const Backend *backend, Err *e) {
     const uint64_t need = backend->bytes_needed(&b->model, &b->lim), have = available_memory();

@@ -63,6 +63,11 @@ typedef struct {
     void (*norm)(float *out, const float *x, const float *w, const float *b, float eps, int C);
     void (*scores)(float *s, const float *q, const float *k, size_t ldk, int n, int A);
     void (*mix)(float *out, const float *s, const float *v, size_t ldv, int n, int A);
+    int VW;                  // floats in a vector
+    // columns live (n_live) of x (T,C), w (C,) turned, its columns j .. j+n -> out (T,n) += x w; the same sums as those
+    // of rows(). lanes: (T,VW,n) for them; n is a multiple of VW. NULL: there is none
+    void (*living)(float *out, size_t ldo, const float *x, size_t ldx, const Weights *w, int j, const int *live,
+                   int n_live, int T, int n, float *lanes);
 } Loops;
 
 struct MatmulKernels {
@@ -136,7 +141,7 @@ static void mix_plain(float *out, const float *s, const float *v, size_t ldv, in
 
 static const Loops loops_plain = {
     4, 4, 8, tile_plain, rows_plain, pack_plain, activate_plain, softmax_plain, norm_plain, scores_plain,
-    mix_plain
+    mix_plain, 1, NULL
 };
 
 #include "matmul_isa.h"
@@ -157,6 +162,8 @@ typedef struct {
     float *scratch;         // for the packed blocks of all threads
     int rows, cols;         // of out in a job
     int then;               // THEN_...
+    const int *live;        // columns of a that are not zero, or NULL
+    int n_live;
 } Product;
 
 static const float zeros[NC];
@@ -274,7 +281,7 @@ void matmul_then(float *out, const float *x, const Tensor *w, const float *b, in
     const int OC = w->rows, C = w->cols;
     const Weights weights = {w->data, w->scale, (size_t)C, w->dtype};
     Product p = {out, x, weights, b, (size_t)OC, (size_t)C, 1.0f, T, OC, C, false, par->kernels->loops, par->scratch,
-                 T, NC, then};
+                 T, NC, then, NULL, 0};
     if (T <= 0 || OC <= 0) return;
     const Narrow *narrow = w->dtype == DT_INT8 ? par->kernels->int8 : w->dtype == DT_BF16 ? par->kernels->bf16 : NULL;
     if (narrow && (narrow->few > 0 || T > BF16_FEW) &&
@@ -301,6 +308,29 @@ void matmul_then(float *out, const float *x, const Tensor *w, const float *b, in
     run_jobs(block_job, &p, across * ceil_div(T, p.rows), par);
 }
 
+static void living_job(void *arg, int job, int thread) {
+    const Product *p = arg;
+    const int n = job * p->cols, N = min_int(p->cols, p->N - n);
+    add_bias(p, 0, p->M, n, N);
+    p->loops->living(p->out + n, p->ldo, p->a, p->lda, &p->b, n, p->live, p->n_live, p->M, N,
+                     p->scratch + (size_t)thread * PACK_FLOATS);
+}
+
+bool matmul_living(float *out, const float *x, const Tensor *w, const void *turned, const float *b, const int *live,
+                   int n, int T, const Par *par) {
+    // x (T,C), turned (C,OC), b (OC) or NULL -> out (T,OC) += b + x w^T
+    const Loops *loops = par->kernels->loops;
+    const int OC = w->rows, C = w->cols, room = PACK_FLOATS / (T * loops->VW) / 32 * 32;
+    if (w->dtype != DT_F32 && w->dtype != DT_BF16) return false;
+    if (!loops->living || T > loops->few || room < 32 || OC % 32 || C % 32) return false;
+    Product p = {out, x, {turned, NULL, (size_t)OC, w->dtype}, b, (size_t)OC, (size_t)C, 1.0f, T, OC, n, true, loops,
+                 par->scratch, T, 0, THEN_ADD, live, n};
+    // Wide enough for whole pages of a row, narrow enough for the level 1 cache and for four jobs a thread.
+    p.cols = min_int(min_int(room, 256), ceil_div(OC, 4 * par->threads * 32) * 32);
+    run_jobs(living_job, &p, ceil_div(OC, p.cols), par);
+    return true;
+}
+
 void gemm_nt(float *out, int ldo, const float *a, int lda, const float *b, int ldb, float scale, int M, int N, int K,
              const Par *par) {
     // a (M,K), b (N,K) -> out (M,N) = scale * a b^T
@@ -311,7 +341,7 @@ void gemm_nt(float *out, int ldo, const float *a, int lda, const float *b, int l
         return;
     }
     const Product p = {out, a, w, NULL, (size_t)ldo, (size_t)lda, scale, M, N, K, false, par->kernels->loops, NULL, 0,
-                       0, THEN_NOTHING};
+                       0, THEN_NOTHING, NULL, 0};
     float packed[PACK_FLOATS] __attribute__((aligned(64)));
     for (int n = 0; n < N; n += NC) block(&p, 0, M, n, min_int(NC, N - n), packed);
 }
@@ -321,7 +351,7 @@ void gemm_nn(float *out, int ldo, const float *a, int lda, const float *b, int l
     // a (M,K), b (K,N) -> out (M,N)
     if (M <= 0 || N <= 0) return;
     const Product p = {out, a, {b, NULL, (size_t)ldb, DT_F32}, NULL, (size_t)ldo, (size_t)lda, 1.0f, M, N, K, true,
-                       par->kernels->loops, NULL, 0, 0, THEN_NOTHING};
+                       par->kernels->loops, NULL, 0, 0, THEN_NOTHING, NULL, 0};
     float packed[PACK_FLOATS] __attribute__((aligned(64)));
     for (int n = 0; n < N; n += NC) block(&p, 0, M, n, min_int(NC, N - n), packed);
 }

@@ -12,7 +12,8 @@
 //   HALF(p)      the f16 at p
 //
 // In order: vector types and loads; tile(), the heart of the large products; rows(), for a few rows of x against a
-// stream of weights; pack(), which turns weights on their side for tile(); matmul_math.h. matmul.c draws the
+// stream of weights; living(), the same for weights that lie on their side and rows of x that are mostly zero; pack(),
+// which turns weights for tile(); matmul_math.h. matmul.c draws the
 // layouts and says when each is used, and holds the same functions in plain C.
 // Not here: threads, blocking, the choice of an instruction set.
 
@@ -172,6 +173,44 @@ static TARGET void NAME(rows)(float *out, size_t ldo, const float *base, size_t 
 }
 
 // ---------------------------------------------------------------------------------------------------------
+// The sums of rows() from w turned, (C,ld): column c of x meets row c of w. In rows() lane c % VW of a vector adds up
+// column c; here that lane is a row of sums, one for each output, so that outputs are what vectors run along.
+
+INLINE void NAME(living_of)(float *out, size_t ldo, const float *x, size_t ldx, const Weights *w, int j,
+                            const int *live, int n_live, int T, int n, float *lanes, int dtype) {
+    const size_t N = (size_t)n, row_bytes = N * (dtype == DT_BF16 ? 2 : 4);
+    memset(lanes, 0, (size_t)T * VW * N * sizeof *lanes);
+    for (int i = 0; i < n_live; i++) {
+        const size_t c = (size_t)live[i];
+        if (i + 4 < n_live) {
+            const char *ahead = (const char *)weight_at(w, (size_t)live[i + 4], (size_t)j);
+            for (size_t o = 0; o < row_bytes; o += 64) __builtin_prefetch(ahead + o);
+        }
+        for (int t = 0; t < T; t++) {
+            if (x[(size_t)t * ldx + c] == 0) continue;
+            const V xt = NAME(splat)(x[(size_t)t * ldx + c]);
+            float *sums = lanes + ((size_t)t * VW + c % VW) * N;
+            for (size_t k = 0; k < N; k += VW)
+                *(V *)(sums + k) = FMA(NAME(load_w)(w, c, (size_t)j + k, dtype), xt, NAME(load)(sums + k));
+        }
+    }
+    for (int t = 0; t < T; t++)
+        for (size_t k = 0; k < N; k += VW) {
+            V s[VW];
+            for (size_t l = 0; l < VW; l++) s[l] = NAME(load)(lanes + ((size_t)t * VW + l) * N + k);
+            for (int h = VW / 2; h > 0; h /= 2)               // as in sum()
+                for (int l = 0; l < h; l++) s[l] += s[l + h];
+            *(V *)(out + t * ldo + k) += s[0];
+        }
+}
+
+static TARGET void NAME(living)(float *out, size_t ldo, const float *x, size_t ldx, const Weights *w, int j,
+                                const int *live, int n_live, int T, int n, float *lanes) {
+    if (w->dtype == DT_BF16) NAME(living_of)(out, ldo, x, ldx, w, j, live, n_live, T, n, lanes, DT_BF16);
+    else NAME(living_of)(out, ldo, x, ldx, w, j, live, n_live, T, n, lanes, DT_F32);
+}
+
+// ---------------------------------------------------------------------------------------------------------
 // w (n,K) with rows ldw apart -> out (K,2*VW), columns n and up zero: squares of 4 x 4 are turned in registers.
 
 // Columns c to c+31 of row r, scaled; only the first n need to be there.
@@ -227,7 +266,7 @@ static TARGET void NAME(pack)(float *out, const Weights *w, int j0, int n, int k
 
 static const Loops NAME(loops) = {
     MR, 2 * VW, FEW, NAME(tile), NAME(rows), NAME(pack), NAME(activate), NAME(softmax), NAME(norm),
-    NAME(scores), NAME(mix)
+    NAME(scores), NAME(mix), VW, NAME(living)
 };
 
 #undef V
