@@ -11,7 +11,6 @@
 
 enum {
     MOST_ROWS = 8,          // of x; more rows of x have few neurons that are zero in all of them
-    SEEN = 3,               // sparse products in a row before a matrix is turned: it costs some five passes over it
     SIDE = 64               // columns of w in a job of turning: a cache line of each row in bf16
 };
 
@@ -28,16 +27,18 @@ struct Skip {
     uint8_t *memory;        // (n, bytes)
     size_t bytes;           // of one turned matrix
     bool mapped;
+    int patience;
     SkipCount count;
 };
 
-Skip *skip_open(const Tensor *w, size_t stride, int n, bool mapped, size_t least) {
+Skip *skip_open(const Tensor *w, size_t stride, int n, bool mapped, size_t least,
+                int patience) {
     // Only whole vectors, so that the lanes of a sum are the same; other dtypes have scales that lie along rows.
     if (n < 1 || (w->dtype != DT_F32 && w->dtype != DT_BF16) || w->rows % SIDE || w->cols % SIDE) return NULL;
     const size_t bytes = (size_t)w->rows * (size_t)w->cols * (w->dtype == DT_F32 ? 4 : 2);
     Skip *s = bytes < least || bytes > SIZE_MAX / 2 / (size_t)n ? NULL : calloc(1, sizeof *s);
     if (!s) return NULL;
-    *s = (Skip){.n = n, .bytes = bytes, .mapped = mapped, .count.matrices = n};
+    *s = (Skip){.n = n, .bytes = bytes, .mapped = mapped, .patience = patience, .count.matrices = n};
     s->matrix = calloc((size_t)n, sizeof *s->matrix);
     s->live = malloc((size_t)w->cols * sizeof *s->live);
     s->memory = mmap(NULL, bytes * (size_t)n, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1,
@@ -143,7 +144,7 @@ void skip_matmul(Skip *s, int i, float *out, const float *x, const Tensor *w, co
         Matrix *m = &s->matrix[i];
         const int n = living(s->live, x, T, w->cols);
         m->sparse = n <= w->cols / 4 ? m->sparse + 1 : 0;
-        if (!m->turned && m->sparse >= SEEN) turn(s, i, par);
+        if (!m->turned && m->sparse >= s->patience + i) turn(s, i, par);
         // Above a half, rows far apart cost more than a whole matrix in order.
         if (m->turned && n <= w->cols / 2 &&
             matmul_living(out, x, w, s->memory + (size_t)i * s->bytes, b, s->live, n, T, par)) {

@@ -75,7 +75,7 @@ static void test_products(Tally *t, const char *isa) {
             size_t bytes;
             const Tensor two[2] = {matrix(shapes[s][0], shapes[s][1], dtype, &bytes), two[0]};
             for (int threads = 1; threads <= 3; threads++) {
-                Skip *skip = skip_open(two, sizeof *two, 2, false, 0);
+                Skip *skip = skip_open(two, sizeof *two, 2, false, 0, 2);
                 Work w = work(k, threads, two->rows, two->cols);
                 for (int T = 1; T <= 8; T++)
                     for (int every = 3; every <= 90; every += 29) {
@@ -100,7 +100,7 @@ static void test_when(Tally *t) {
     size_t bytes;
     const Tensor m = matrix(128, 256, DT_BF16, &bytes);
     Work w = work(matmul_kernels(NULL), 2, 128, 256);
-    Skip *s = skip_open(&m, sizeof m, 1, false, 0);
+    Skip *s = skip_open(&m, sizeof m, 1, false, 0, 3);
     static const struct { int every, turned; } steps[] = {{8, 0}, {8, 0}, {1, 0}, {8, 0}, {8, 0}, {8, 1}, {1, 1},
                                                            {2, 1}, {300, 1}};
     for (size_t i = 0; i < sizeof steps / sizeof *steps; i++) {
@@ -135,17 +135,17 @@ static void test_never(Tally *t) {
     size_t bytes;
     const Tensor m = matrix(128, 256, DT_BF16, &bytes);
     Tensor other = m;
-    EXPECT(t, !skip_open(&m, sizeof m, 1, false, bytes + 1), "a matrix that is too small");
-    EXPECT(t, !skip_open(&m, sizeof m, 0, false, 0), "no matrix");
+    EXPECT(t, !skip_open(&m, sizeof m, 1, false, bytes + 1, 3), "a matrix that is too small");
+    EXPECT(t, !skip_open(&m, sizeof m, 0, false, 0, 3), "no matrix");
     other.rows = 120;
-    EXPECT(t, !skip_open(&other, sizeof m, 1, false, 0), "rows that are no whole vectors");
+    EXPECT(t, !skip_open(&other, sizeof m, 1, false, 0, 3), "rows that are no whole vectors");
     other = m, other.cols = 250;
-    EXPECT(t, !skip_open(&other, sizeof m, 1, false, 0), "columns that are no whole vectors");
+    EXPECT(t, !skip_open(&other, sizeof m, 1, false, 0, 3), "columns that are no whole vectors");
     other = m, other.dtype = DT_INT8;
-    EXPECT(t, !skip_open(&other, sizeof m, 1, false, 0), "int8");
+    EXPECT(t, !skip_open(&other, sizeof m, 1, false, 0, 3), "int8");
     other.dtype = DT_INT4;
-    EXPECT(t, !skip_open(&other, sizeof m, 1, false, 0), "int4");
-    EXPECT(t, !skip_open(&m, sizeof m, INT_MAX, false, 0), "more than fits into an address space");
+    EXPECT(t, !skip_open(&other, sizeof m, 1, false, 0, 3), "int4");
+    EXPECT(t, !skip_open(&m, sizeof m, INT_MAX, false, 0, 3), "more than fits into an address space");
     Work w = work(matmul_kernels(NULL), 1, 128, 256);
     rows(w.x, 1, 256, 8, 1);
     EXPECT(t, same(&w, NULL, 0, &m, true, 1), "no Skip");
@@ -165,7 +165,7 @@ static void test_pages(Tally *t) {
     m.data = mmap(NULL, bytes, PROT_READ, MAP_SHARED, fileno(f), 0);
     if (m.data == MAP_FAILED) { perror("mmap"); exit(1); }
     Work w = work(matmul_kernels(NULL), 2, 256, 1024);
-    Skip *s = skip_open(&m, sizeof m, 1, true, 0);
+    Skip *s = skip_open(&m, sizeof m, 1, true, 0, 3);
     for (int i = 0; i < 5; i++) {
         rows(w.x, 1, 1024, 16, (uint32_t)i);
         EXPECT(t, same(&w, s, 0, &m, true, 1), "mapped, step %d", i);
