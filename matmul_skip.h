@@ -15,9 +15,10 @@
 //
 // When: each matrix counts how many neurons live in its products. Where at most a quarter did, `patience` times in a
 // row, it is turned, in memory that was reserved at the start and not touched before; then the mapped pages of w are
-// given back, so that the process does not grow. Patience is what turning costs, in products: one caption, over before it
-// could pay, is left alone, and a folder of images or a chat loses at most as much again as it would have saved. Matrix i
-// waits i products longer: one a token, and no token waits for all of them. Where memory is short, none is turned.
+// given back, so that the process does not grow. Patience is what turning costs, in products: one caption, over before
+// it could pay, is left alone, and a folder of images or a chat loses at most as much again as it would have saved.
+// Matrix i waits i products longer: one a token, and no token waits for all of them. Where memory is short, none is
+// turned.
 // Not here: the sums themselves (matmul.c).
 #ifndef MATMUL_SKIP_H
 #define MATMUL_SKIP_H
