@@ -168,7 +168,6 @@ int blip2_start(blip2 *b, blip2_error *out) {
     const int found = device_find(&backend, &b->lim.ordinal, b->settings.device, &e);
     if (found < 0) return failed(out, BLIP2_BAD_MODEL, &e);
     if (found > 0) snprintf(b->why_cpu, sizeof b->why_cpu, "%s", e.text);
-    if (found == 2) snprintf(b->warning, sizeof b->warning, "%s", e.text);    // a GPU that will not do is worth a line
     if (backend == &backend_cpu && check_memory(b, backend, &e)) return failed(out, BLIP2_BAD_MODEL, &e);
     model_read_ahead(&b->model);
     if (!b->pixels) b->pixels = malloc(S * S * 3);
@@ -178,11 +177,8 @@ int blip2_start(blip2 *b, blip2_error *out) {
     }
     void *device = backend->open(&b->model, &b->lim, &e);
     if (!device && backend != &backend_cpu && !strcmp(b->settings.device, "auto")) {    // the GPU is too small for this
-        fail_in(&e, "using the CPU");
-        const Err refused = e;
+        snprintf(b->why_cpu, sizeof b->why_cpu, "%s", e.text);
         if (check_memory(b, backend = &backend_cpu, &e)) return failed(out, BLIP2_BAD_MODEL, &e);
-        snprintf(b->warning, sizeof b->warning, "%s", refused.text);
-        snprintf(b->why_cpu, sizeof b->why_cpu, "%s", refused.text);
         device = backend->open(&b->model, &b->lim, &e);
     }
     if (!device) return failed(out, BLIP2_BAD_MODEL, &e);
@@ -195,7 +191,7 @@ int blip2_device(const char *name, blip2_error *out) {
     const Backend *backend;
     int ordinal;
     Err e;
-    return device_find(&backend, &ordinal, name, &e) < 0 ? failed(out, BLIP2_BAD_MODEL, &e) : BLIP2_OK;
+    return failed(out, device_find(&backend, &ordinal, name, &e) < 0 ? BLIP2_BAD_MODEL : BLIP2_OK, &e);
 }
 
 void blip2_close(blip2 *b) {

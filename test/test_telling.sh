@@ -20,7 +20,7 @@ for model in opt t5; do
     for line in "^file  *$file, [0-9.]* [KM]B$" '^parameters  *[0-9]+ in [0-9]+ tensors: .* f32 \([0-9.]+ [KM]?B' \
         '^vision tower  *[0-9]+ blocks' '^Q-Former .* queries' '^language model .*decoder layers' '^tokenizer .* ids' \
         '^defaults  *-b 5 -n 30' '^prompt  *""$' '^preprocessing .* mean 0\.48' '^memory, CPU .* beside' \
-        '^memory, GPU'; do
+        '^memory, GPU' '^device  *c'; do
         has "$tmp/out" "$line"
     done
     "$blip2" -m $file --info --json >"$tmp/json" 2>"$tmp/err" && [ "$(wc -l <"$tmp/json")" -eq 1 ] && ok || bad "--json"
@@ -50,7 +50,7 @@ has "$tmp/err" '^device: c'
 has "$tmp/err" '^speed: [0-9.]+ tokens/s, decoding read [0-9.]+ GB/s of weights'
 has "$tmp/err" '^memory: [0-9.]+ MB at most'
 lacks "$tmp/err" 'images/s|s/image'
-"$blip2" -m test/data/tiny_opt.bin $a $b >"$tmp/out" 2>"$tmp/err"
+"$blip2" --device cpu -m test/data/tiny_opt.bin $a $b >"$tmp/out" 2>"$tmp/err"
 [ -s "$tmp/err" ] && bad "without -v on stderr: $(cat "$tmp/err")" || ok
 
 # in a chat as well: the picture is encoded once, and each answer decoded
@@ -75,7 +75,7 @@ shell=
 on_terminal() {
     out=$1 term=$2
     shift 2
-    TERM=$term script -qefc "'$blip2' -m test/data/tiny_opt.bin $* $shell" /dev/null </dev/null >"$out" 2>&1
+    TERM=$term script -qefc "'$blip2' --device cpu -m test/data/tiny_opt.bin $* $shell" /dev/null </dev/null >"$out" 2>&1
 }
 if script -qefc true /dev/null </dev/null >/dev/null 2>&1; then
     esc=$(printf '\033')
