@@ -268,13 +268,15 @@ int blip2_encode(blip2 *b, const uint8_t *rgb, int W, int H, blip2_error *out) {
 
 void blip2_describe(const blip2 *b, blip2_info *out, size_t size) {
     const Model *m = &b->model;
+    double seconds = 0;
+    const uint64_t uploaded = b->device ? b->backend->uploaded(b->device, &seconds) : 0;
     const blip2_info info = {
         .type = m->config.type, .family = m->config.family == OPT ? "opt" : "t5", .prompt = m->config.prompt,
         .S = m->config.S, .V = m->config.V, .ctx = b->ctx, .max_ctx = b->max_ctx, .tensors = m->n_tensors,
         .parameters = m->parameters, .file_bytes = m->file_bytes, .tokenizer_bytes = m->tokenizer_bytes,
         .memory = backend_cpu.bytes_needed(m, &b->lim), .device = b->device ? b->backend->name : NULL,
         .threads = b->lim.threads, .tokenizer = tokenizer_kind(b->tokenizer), .ids = tokenizer_ids(b->tokenizer),
-        .why_cpu = b->device && *b->why_cpu ? b->why_cpu : NULL,
+        .why_cpu = b->device && *b->why_cpu ? b->why_cpu : NULL, .upload_bytes = uploaded, .upload_seconds = seconds,
     };
     memset(out, 0, size);
     memcpy(out, &info, size < sizeof info ? size : sizeof info);

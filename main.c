@@ -220,6 +220,9 @@ static int start(Program *p, Err *e) {
     fprintf(stderr, "device: %s%s%s%s\n", p->info.device, why ? " (" : "", why ? why : "", why ? ")" : "");
     if (p->info.device && !strcmp(p->info.device, "cpu")) fprintf(stderr, "cpu: %s\n", blip2_cpu_isa(p->o.cpu_isa));
     fprintf(stderr, "time: load %.4f s\n", p->load_seconds);
+    if (p->info.upload_bytes)
+        fprintf(stderr, "time: upload %.4f s, %.3f GB of weights, %.2f GB/s\n", p->info.upload_seconds,
+                (double)p->info.upload_bytes / 1e9, (double)p->info.upload_bytes / 1e9 / p->info.upload_seconds);
     return 0;
 }
 

@@ -103,6 +103,12 @@ says_device() { grep -qE "^device: $1" "$tmp/err" && ok || bad "$2: expected dev
 [ "$code" -eq 0 ] && cmp -s "$tmp/out" "$tmp/cpu" && ok ||
     bad "a good card: exit code $code, $(cat "$tmp/out" "$tmp/err")"
 says_device cuda "a good card"
+# all but the file's head goes to the card
+upload=$(sed -nE 's/^time: upload [0-9.]+ s, ([0-9.]+) GB of weights, [0-9]+\.[0-9]+ GB\/s$/\1/p' "$tmp/err")
+awk -v gb="$upload" -v file="$(wc -c <$opt)" 'BEGIN { exit !(gb > 0.8e-9 * file && gb <= 1e-9 * file + 5e-4) }' &&
+    ok || bad "no upload of the whole file: $(cat "$tmp/err")"
+run --device cpu -v
+grep -q "upload" "$tmp/err" && bad "an upload to the CPU: $(cat "$tmp/err")" || ok
 run --device auto -v
 says_device cuda "a good card, auto"
 run --device auto
