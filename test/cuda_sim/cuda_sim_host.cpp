@@ -21,6 +21,13 @@ struct SimLaunch {
 // ---------------------------------------------------------------------------------------------------------
 // Launches, held to the limits of the device
 
+// __constant__ variables: all lie in one section, whose ends the linker knows (absent: there are none). A module may
+// have 64 KiB of them.
+extern "C" char __start_sim_constant[] __attribute__((weak)), __stop_sim_constant[] __attribute__((weak));
+static const size_t MOST_CONSTANT = 64 * 1024;
+static size_t constant_more;
+void sim_constant(size_t bytes) { constant_more = bytes; }
+
 int sim_capability = 80;
 static std::map<const void *, size_t> dynamic_limit;     // what cudaFuncSetAttribute allowed
 
@@ -53,6 +60,10 @@ cudaError_t sim_enqueue(const SimLaunch *l, std::shared_ptr<const void> call, si
     Guard guard(sim_lock);
     const dim3 &g = l->grid, &b = l->block;
     char why[300] = "";
+    const size_t constant = (size_t)(__stop_sim_constant - __start_sim_constant) + constant_more;
+    if (constant > MOST_CONSTANT) {
+        sim_fail("limits", "%s: %zu bytes of __constant__ variables, %zu are allowed", l->name, constant, MOST_CONSTANT);
+    }
     if (!g.x || !g.y || !g.z || g.x > 0x7FFFFFFFu || g.y > 65535 || g.z > 65535) {
         snprintf(why, sizeof why, "%s: grid (%u,%u,%u)", l->name, g.x, g.y, g.z);
     } else if (!b.x || !b.y || !b.z || b.x > 1024 || b.y > 1024 || b.z > 64 || b.x * b.y * b.z > 1024) {
