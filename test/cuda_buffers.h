@@ -12,13 +12,17 @@
 
 static Tally tally;
 
-// The command line names parts of the names of tests, those that are to run; none: all.
+// The command line names parts of the names of tests, those that are to run; none: all. Behind a minus: those that are
+// not.
 static std::vector<std::string> chosen;
 
 static bool wanted(const std::string &what) {
-    bool any = chosen.empty();
-    for (const std::string &part : chosen) any |= what.find(part) != std::string::npos;
-    return any;
+    bool named = false, any = false;
+    for (const std::string &part : chosen) {
+        if (part[0] == '-' && what.find(part.substr(1)) != std::string::npos) return false;
+        if (part[0] != '-') named = true, any |= what.find(part) != std::string::npos;
+    }
+    return any || !named;
 }
 
 // ---------------------------------------------------------------------------------------------------------
