@@ -250,7 +250,8 @@ static inline void mma_m16n8k16_bf16(float d[4], const uint32_t a[4], const uint
 
 static inline unsigned fma_bf16x2(unsigned a, unsigned b, unsigned c) {   // rounds twice where a float cannot hold it
     const auto one = [=](int at) {
-        return fmaf(bf16_to_f32((uint16_t)(a >> at)), bf16_to_f32((uint16_t)(b >> at)), bf16_to_f32((uint16_t)(c >> at)));
+        return fmaf(bf16_to_f32((uint16_t)(a >> at)), bf16_to_f32((uint16_t)(b >> at)),
+                    bf16_to_f32((uint16_t)(c >> at)));
     };
     return pack_bf16(one(0), one(16));
 }
