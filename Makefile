@@ -123,7 +123,8 @@ ifneq ($(FOUND_COMPILER),)
 	@echo 'jpeg    $(if $(NO_JPEG),  left out ,$(call yes_no,$(FOUND_JPEG)))$(or $(USE_JPEG),stb_image: a little off)'
 	@echo 'webp    $(if $(NO_WEBP),  left out ,$(call yes_no,$(FOUND_WEBP)))$(if $(USE_WEBP),,no WebP images)'
 	@echo 'libedit $(if $(NO_EDIT),  left out ,$(call yes_no,$(FOUND_EDIT)))$(if $(USE_EDIT),,no line editing in --chat)'
-	@echo 'nvcc    $(if $(filter 0,$(CUDA)),  left out ,$(call yes_no,$(NVCC)))$(or $(and $(USE_CUDA),$(NVCC)),no CUDA backend)'
+	@echo 'nvcc    $(if $(filter 0,$(CUDA)),  left out ,$(call yes_no,$(NVCC)))$(or $(and $(USE_CUDA),$(NVCC)),\
+	    no CUDA backend)'
 endif
 	@$(if $(and $(FOUND_COMPILER),$(FOUND_ZLIB),$(FOUND_STB)),true,exit 1)
 
@@ -162,8 +163,10 @@ $(BUILD)/faults.so: test/faults.c $(BUILD)/flags
 ALL_TESTS := $(TEST_PROGRAMS) $(TEST_SCRIPTS)
 no_such = $(filter-out $(patsubst test_%,%,$(basename $(notdir $(ALL_TESTS)))),$(TESTS) $(WITHOUT))
 $(if $(no_such),$(error no test of that name: $(no_such)))
-TEST_PROGRAMS := $(filter-out $(WITHOUT:%=$(BUILD)/test_%),$(filter $(or $(TESTS:%=$(BUILD)/test_%),%),$(TEST_PROGRAMS)))
-TEST_SCRIPTS := $(filter-out $(WITHOUT:%=test/test_%.sh),$(filter $(or $(TESTS:%=test/test_%.sh),%),$(TEST_SCRIPTS)))
+TEST_PROGRAMS := $(filter $(or $(TESTS:%=$(BUILD)/test_%),%),$(TEST_PROGRAMS))
+TEST_PROGRAMS := $(filter-out $(WITHOUT:%=$(BUILD)/test_%),$(TEST_PROGRAMS))
+TEST_SCRIPTS := $(filter $(or $(TESTS:%=test/test_%.sh),%),$(TEST_SCRIPTS))
+TEST_SCRIPTS := $(filter-out $(WITHOUT:%=test/test_%.sh),$(TEST_SCRIPTS))
 
 # The simulated backend of test_device.sh only once, not in every flavour.
 SIMULATED := $(if $(or $(SAN),$(FLAVOUR)),,$(if $(wildcard $(CUDA_INCLUDE)/cublasLt.h),$(BUILD)/cuda_sim/blip2_cuda.so))
@@ -293,7 +296,7 @@ $(BUILD)/cuda/flags: FORCE
 	@echo '$(NVCC) $(NVCC_FLAGS)' >$@.new; if cmp -s $@.new $@; then rm $@.new; else mv $@.new $@; fi
 
 $(BUILD)/cuda/blip2.o: $(CUDA_SOURCES) $(BUILD)/cuda/flags
-	@$(if $(NVCC),,echo 'no nvcc here, which CUDA=1 asks for: install the CUDA toolkit, or say where with NVCC=...'; exit 1)
+	@$(if $(NVCC),,echo 'no nvcc here, which CUDA=1 asks for: install the CUDA toolkit, or say where: NVCC=...'; exit 1)
 	$(call SAY,nvcc)$(NVCC) $(NVCC_FLAGS) -c -o $@ $<
 
 $(BUILD)/blip2_cuda.so: $(BUILD)/cuda/blip2.o $(patsubst %,$(BUILD)/cuda/%.o,common generate generate_process threads)

@@ -1,6 +1,6 @@
 // info.c: what --info says (see info.h), out of what the library tells about an open weight file.
 //
-// In order: looking things up, the sum over tensors of each dtype, what a decoding step reads, all facts, text, JSON, either.
+// In order: looking things up, the sum over tensors of each dtype, what a decoding step reads, all facts, text, JSON.
 
 #include "info.h"
 

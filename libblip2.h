@@ -189,8 +189,8 @@ typedef struct {
 } blip2_info;
 // size: sizeof *out
 BLIP2_API void blip2_describe(const blip2 *b, blip2_info *out, size_t size);
-// Bytes that the settings need on a GPU, weights included; 0: no CUDA backend or no driver here. Loads the backend, which
-// takes a moment.
+// Bytes that the settings need on a GPU, weights included; 0: no CUDA backend or no driver here. Loads the backend,
+// which takes a moment.
 BLIP2_API uint64_t blip2_memory_cuda(const blip2 *b);
 
 // Hyperparameter and tensor number i from 0; returns 0 behind the last one, otherwise 1.

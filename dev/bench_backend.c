@@ -2,8 +2,8 @@
 //
 //     build/bench_backend MODEL DEVICE BATCH BEAMS PROMPT_TOKENS NEW_TOKENS ROUNDS
 //
-// Prints one JSON object: device, load (seconds from open to ready, the upload included), bytes_needed, upload (bytes of
-// weights copied to the device) and upload_seconds, and for each round of encode (ViT and Q-Former of BATCH images),
+// Prints one JSON object: device, load (seconds from open to ready, the upload included), bytes_needed, upload (bytes
+// of weights copied to the device) and upload_seconds, and for each round of encode (ViT and Q-Former of BATCH images),
 // prompt (up to the first logits), decode (seconds of a step, the mean over NEW_TOKENS - 1) and caption (all three).
 // encode returns when it is done; prompt ends, on the device, inside the first step, so the first step counts as its
 // end. The first round is for warming up and left out.

@@ -75,7 +75,8 @@ shell=
 on_terminal() {
     out=$1 term=$2
     shift 2
-    TERM=$term script -qefc "'$blip2' --device cpu -m test/data/tiny_opt.bin $* $shell" /dev/null </dev/null >"$out" 2>&1
+    TERM=$term script -qefc "'$blip2' --device cpu -m test/data/tiny_opt.bin $* $shell" /dev/null </dev/null \
+        >"$out" 2>&1
 }
 if script -qefc true /dev/null </dev/null >/dev/null 2>&1; then
     esc=$(printf '\033')

@@ -57,8 +57,8 @@ extern "C" cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessor(int *blocks
 // Bytes of arguments, which lie in the constant bank: 32,764 since CUDA 12.1 on sm_70 and newer, before that 4,096.
 static const size_t MOST_ARGUMENTS = CUDART_VERSION >= 12010 ? 32764 : 4096;
 
-// $SIM_LAUNCHES: a file that gets a line for each kernel, number of threads and dynamic shared memory that was launched,
-// once each: "SYMBOL THREADS BYTES" (dev/cuda/report --launches reads it). Programs need -rdynamic.
+// $SIM_LAUNCHES: a file that gets a line for each kernel, number of threads and dynamic shared memory that was
+// launched, once each: "SYMBOL THREADS BYTES" (dev/cuda/report --launches reads it). Programs need -rdynamic.
 static void note_launch(const SimLaunch *l) {
     static const char *path = getenv("SIM_LAUNCHES");
     static FILE *file = path ? fopen(path, "a") : NULL;
