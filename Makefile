@@ -225,9 +225,15 @@ SIM_KERNELS := -O1 -Wno-unknown-pragmas -fsanitize=thread,undefined -fno-sanitiz
                --param tsan-instrument-func-entry-exit=0 --param tsan-distinguish-volatile=1
 SIM_OBJECTS := $(patsubst test/cuda_sim/%.cpp,$(SIM)/%.o,$(wildcard test/cuda_sim/cuda_sim*.cpp))
 
-$(SIM_OBJECTS): $(SIM)/%.o: test/cuda_sim/%.cpp
+# PIC, since they go into a shared object too. Made anew when the command line changes, as $(BUILD)/flags.
+SIM_SELF := -O2 -fPIC
+
+$(SIM)/flags: FORCE
 	@mkdir -p $(SIM)
-	$(call SAY,g++ )$(SIM_CXX) -O2 -fPIC -c -o $@ $<
+	@echo '$(SIM_CXX) $(SIM_SELF)' >$@.new; if cmp -s $@.new $@; then rm $@.new; else mv $@.new $@; fi
+
+$(SIM_OBJECTS): $(SIM)/%.o: test/cuda_sim/%.cpp $(SIM)/flags
+	$(call SAY,g++ )$(SIM_CXX) $(SIM_SELF) -c -o $@ $<
 
 $(SIM)/test_sim.o: test/cuda_sim/test_sim.cpp
 	@mkdir -p $(SIM)

@@ -6,17 +6,13 @@
 # interruption. What the answers say is tested elsewhere (test_tiny.c).
 # SAN=1 leaves out what address sanitizers cannot do.
 
-blip2=$1 passed=0 failed=0 skipped=0
+. test/count.sh
+blip2=$1
 opt=test/data/tiny_opt.bin t5=test/data/tiny_t5.bin
 good=test/data/images/png-type2-8bit.png
-tmp=$(mktemp -d) || exit 1
-trap 'rm -rf "$tmp"' EXIT
 LC_ALL=C
 export LC_ALL
 
-ok() { passed=$((passed + 1)); }
-bad() { failed=$((failed + 1)); echo "FAIL $*" >&2; }
-skip() { skipped=$((skipped + 1)); echo "SKIP $*" >&2; }
 # that WHAT COMMAND...: the command succeeds
 that() { what=$1; shift; if "$@" >/dev/null 2>&1; then ok; else bad "$what"; fi; }
 
@@ -434,5 +430,4 @@ wait $pid
 code=$?
 if [ $code -eq 130 ] && [ -s "$tmp/out" ]; then ok; else bad "SIGINT: exit code $code, $(wc -l <"$tmp/out") lines"; fi
 
-echo "$passed passed, $failed failed, $skipped skipped"
-[ $failed -eq 0 ]
+tally

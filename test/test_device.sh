@@ -8,16 +8,13 @@
 # card misbehave on demand (test/cuda_double.c).
 # SAN=1 leaves out the latter: one process has one sanitizer runtime.
 
-blip2=$1 passed=0 failed=0 skipped=0
+. test/count.sh
+blip2=$1
 opt=test/data/tiny_opt.bin good=test/data/images/png-type2-8bit.png
 backend=$(dirname "$blip2")/cuda_sim/blip2_cuda.so
-tmp=$(mktemp -d) || exit 1
-trap 'rm -rf "$tmp"' EXIT
 LC_ALL=C
 export LC_ALL
 
-ok() { passed=$((passed + 1)); }
-bad() { failed=$((failed + 1)); echo "FAIL $*" >&2; }
 # run ARGUMENTS...: leaves $code, $tmp/out and $tmp/err
 run() { "$tmp/bin/blip2" -m $opt -t 1 -b 1 -n 2 "$@" $good >"$tmp/out" 2>"$tmp/err"; code=$?; }
 # says CODE LINES TEXT WHAT: the last run ended with CODE and wrote so many lines to stderr, one with TEXT in it
@@ -71,7 +68,7 @@ info '"device":"cpu","why_device":""}$' "JSON, the CPU by name" --json --device 
 echo "no library" >"$tmp/bin/blip2_cuda.so"
 # auto loads a backend only where there is a driver; from here on there is something of that name
 case $(ldconfig -p 2>/dev/null) in
-*libcuda.so.1*) echo "SKIP a driver is installed here" >&2; skipped=$((skipped + 1)) ;;
+*libcuda.so.1*) skip "a driver is installed here" ;;
 *) spoken "no NVIDIA driver on this machine" "a backend but no driver" ;;
 esac
 mkdir "$tmp/driver"
@@ -85,13 +82,12 @@ printf 'const int backend_cuda = 1, backend_cuda_find = 2;\nconst unsigned long 
 if ${CC:-cc} -shared -fPIC -o "$tmp/bin/blip2_cuda.so" "$tmp/o.c" 2>/dev/null; then
     asked "belongs to another version" "a backend of another version"
     spoken "belongs to another version" "a backend of another version"
-else skipped=$((skipped + 1)); echo "SKIP no compiler for a backend of another version" >&2; fi
+else skip "no compiler for a backend of another version"; fi
 rm "$tmp/bin/blip2_cuda.so"
 
 if [ "$SAN" ] || [ ! -e "$backend" ]; then
-    echo "SKIP no simulated backend: sanitizers, or no CUDA headers here" >&2
-    echo "$passed passed, $failed failed, $((skipped + 1)) skipped"
-    [ "$failed" -eq 0 ]
+    skip "no simulated backend: sanitizers, or no CUDA headers here"
+    tally
     exit
 fi
 mkdir -p "$tmp/lib/blip2"
@@ -158,5 +154,4 @@ CUDA_DOUBLE_FREE_KB=$(((need + 1023) / 1024))
 run --device cuda
 says 0 0 "" "exactly enough memory"
 
-echo "$passed passed, $failed failed, $skipped skipped"
-[ "$failed" -eq 0 ]
+tally

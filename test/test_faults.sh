@@ -7,19 +7,16 @@
 # nothing on stdout but whole lines of the right answer (what failed is left out, the rest is done). SAN=1 leaves out
 # what address sanitizers cannot do.
 
-blip2=$1 passed=0 failed=0 skipped=0
+. test/count.sh
+blip2=$1
 opt=test/data/tiny_opt.bin t5=test/data/tiny_t5.bin images=test/data/images
 good=$images/png-type2-8bit.png
 faults=$(dirname "$blip2")/faults.so
-tmp=$(mktemp -d) || exit 1
 pid=
 trap '[ -n "$pid" ] && kill "$pid" 2>/dev/null; rm -rf "$tmp"' EXIT
 LC_ALL=C
 export LC_ALL
 
-ok() { passed=$((passed + 1)); }
-bad() { failed=$((failed + 1)); echo "FAIL $*" >&2; }
-skip() { skipped=$((skipped + 1)); echo "SKIP $*" >&2; }
 
 in=/dev/null
 # with "VARIABLE=VALUE..." ARGUMENTS...: leaves $code, $tmp/out and $tmp/err; --quiet: only what went wrong is on stderr
@@ -204,5 +201,4 @@ for kind in png gif bmp rle ppm jpg webp; do
     else bad "60000 x 60000 pixels of $kind: exit code $code: $(cat "$tmp/err")"; fi
 done
 
-echo "$passed passed, $failed failed, $skipped skipped"
-[ $failed -eq 0 ]
+tally

@@ -3,12 +3,7 @@
 # bar on a terminal (which `script` makes), which is nowhere else. What the bar looks like is in test_progress.c.
 
 case $1 in /*) blip2=$1 ;; *) blip2=$PWD/$1 ;; esac
-passed=0 failed=0 skipped=0
-tmp=$(mktemp -d) || exit 1
-trap 'rm -rf "$tmp"' EXIT
-ok() { passed=$((passed + 1)); }
-bad() { failed=$((failed + 1)); echo "FAIL $*" >&2; }
-skip() { skipped=$((skipped + 1)); echo "SKIP $*" >&2; }
+. test/count.sh
 # has FILE PATTERN: some line matches the extended regular expression; lacks: none does
 has() { if grep -qE -e "$2" "$1"; then ok; else bad "no '$2' in: $(cat -v "$1")"; fi; }
 lacks() { if grep -qE -e "$2" "$1"; then bad "'$2' in: $(cat -v "$1")"; else ok; fi; }
@@ -104,5 +99,4 @@ if script -qefc true /dev/null </dev/null >/dev/null 2>&1; then
     on_terminal "$tmp/out" xterm $a absent.png $a
     has "$tmp/out" "$esc\[K.?blip2: absent\.png: "
 else skip "no script program that makes a terminal"; fi
-echo "$passed passed, $failed failed, $skipped skipped"
-[ $failed -eq 0 ] && [ $passed -gt 0 ]
+tally
