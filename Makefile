@@ -123,7 +123,8 @@ ifneq ($(FOUND_COMPILER),)
 	@echo 'jpeg    $(if $(NO_JPEG),  left out ,$(call yes_no,$(FOUND_JPEG)))$(or $(USE_JPEG),stb_image: a little off)'
 	@echo 'webp    $(if $(NO_WEBP),  left out ,$(call yes_no,$(FOUND_WEBP)))$(if $(USE_WEBP),,no WebP images)'
 	@echo 'libedit $(if $(NO_EDIT),  left out ,$(call yes_no,$(FOUND_EDIT)))$(if $(USE_EDIT),,no line editing in --chat)'
-	@echo 'nvcc    $(if $(filter 0,$(CUDA)),  left out ,$(call yes_no,$(NVCC)))$(or $(and $(USE_CUDA),$(NVCC)),no CUDA backend)'
+	@echo 'nvcc    $(if $(filter 0,$(CUDA)),  left out ,$(call yes_no,$(NVCC)))$(or $(and $(USE_CUDA),$(NVCC)),\
+	    no CUDA backend)'
 endif
 	@$(if $(and $(FOUND_COMPILER),$(FOUND_ZLIB),$(FOUND_STB)),true,exit 1)
 
@@ -157,6 +158,15 @@ $(BUILD)/bench_backend: dev/bench_backend.c $(PARTS) $(BUILD)/flags
 # Calls that fail on purpose, for LD_PRELOAD (test_faults.sh).
 $(BUILD)/faults.so: test/faults.c $(BUILD)/flags
 	$(call SAY,lib )$(CC) -std=c11 -D_GNU_SOURCE -O1 -Wall -Wextra -Wshadow -Wpedantic -shared -fPIC -o $@ $< -ldl
+
+# TESTS='image cli' makes and runs only test_image.c and test_cli.sh, WITHOUT='matmul_twins' all but that one.
+ALL_TESTS := $(TEST_PROGRAMS) $(TEST_SCRIPTS)
+no_such = $(filter-out $(patsubst test_%,%,$(basename $(notdir $(ALL_TESTS)))),$(TESTS) $(WITHOUT))
+$(if $(no_such),$(error no test of that name: $(no_such)))
+TEST_PROGRAMS := $(filter $(or $(TESTS:%=$(BUILD)/test_%),%),$(TEST_PROGRAMS))
+TEST_PROGRAMS := $(filter-out $(WITHOUT:%=$(BUILD)/test_%),$(TEST_PROGRAMS))
+TEST_SCRIPTS := $(filter $(or $(TESTS:%=test/test_%.sh),%),$(TEST_SCRIPTS))
+TEST_SCRIPTS := $(filter-out $(WITHOUT:%=test/test_%.sh),$(TEST_SCRIPTS))
 
 # The simulated backend of test_device.sh only once, not in every flavour.
 SIMULATED := $(if $(or $(SAN),$(FLAVOUR)),,$(if $(wildcard $(CUDA_INCLUDE)/cublasLt.h),$(BUILD)/cuda_sim/blip2_cuda.so))
@@ -215,9 +225,15 @@ SIM_KERNELS := -O1 -Wno-unknown-pragmas -fsanitize=thread,undefined -fno-sanitiz
                --param tsan-instrument-func-entry-exit=0 --param tsan-distinguish-volatile=1
 SIM_OBJECTS := $(patsubst test/cuda_sim/%.cpp,$(SIM)/%.o,$(wildcard test/cuda_sim/cuda_sim*.cpp))
 
-$(SIM_OBJECTS): $(SIM)/%.o: test/cuda_sim/%.cpp
+# PIC, since they go into a shared object too. Made anew when the command line changes, as $(BUILD)/flags.
+SIM_SELF := -O2 -fPIC
+
+$(SIM)/flags: FORCE
 	@mkdir -p $(SIM)
-	$(call SAY,g++ )$(SIM_CXX) -O2 -c -o $@ $<
+	@echo '$(SIM_CXX) $(SIM_SELF)' >$@.new; if cmp -s $@.new $@; then rm $@.new; else mv $@.new $@; fi
+
+$(SIM_OBJECTS): $(SIM)/%.o: test/cuda_sim/%.cpp $(SIM)/flags
+	$(call SAY,g++ )$(SIM_CXX) $(SIM_SELF) -c -o $@ $<
 
 $(SIM)/test_sim.o: test/cuda_sim/test_sim.cpp
 	@mkdir -p $(SIM)
@@ -234,7 +250,7 @@ $(SIM)/test_cuda.o $(SIM)/test_cuda_choose.o: $(SIM)/%.o: test/%.cu
 WRAP_test_cuda := -Wl,--wrap=search_step
 
 $(SIM)/test_cuda $(SIM)/test_cuda_choose: $(SIM)/%: $(SIM)/%.o $(SIM_OBJECTS) $(BUILD)/test/fixture.o $(PARTS)
-	$(call SAY,link)g++ -fsanitize=address,undefined $(WRAP_$*) -o $@ $^ $(PROGRAM_LIBS) $(LIBS)
+	$(call SAY,link)g++ -rdynamic -fsanitize=address,undefined $(WRAP_$*) -o $@ $^ $(PROGRAM_LIBS) $(LIBS)
 
 # The backend in the simulator as a shared object, for test_device.sh: machines whose GPU will not do.
 DOUBLED := cudaDriverGetVersion cudaGetDeviceCount cudaSetDevice cudaMemGetInfo cudaMalloc
@@ -243,21 +259,18 @@ $(SIM)/blip2.o: blip2.cu
 	@mkdir -p $(SIM)
 	$(call SAY,g++ )$(SIM_CXX) $(SIM_KERNELS) -fPIC -x c++ -c -o $@ $<
 
-$(SIM)/pic/%.o: test/cuda_sim/%.cpp
-	@mkdir -p $(SIM)/pic
-	$(call SAY,g++ )$(SIM_CXX) -O2 -fPIC -c -o $@ $<
-
 $(SIM)/cuda_double.o: test/cuda_double.c $(BUILD)/flags
 	@mkdir -p $(SIM)
 	$(call SAY,cc  )$(CC) $(FLAGS) -isystem $(CUDA_INCLUDE) -c -o $@ $<
 
-$(SIM)/blip2_cuda.so: $(SIM)/blip2.o $(SIM)/cuda_double.o $(SIM_OBJECTS:$(SIM)/%=$(SIM)/pic/%) \
+$(SIM)/blip2_cuda.so: $(SIM)/blip2.o $(SIM)/cuda_double.o $(SIM_OBJECTS) \
                       $(patsubst %,$(BUILD)/%.o,common generate generate_process threads)
 	$(call SAY,link)g++ -shared -fsanitize=undefined -o $@ $^ -Wl,-Bsymbolic,--defsym=__executable_start=0 \
 	    $(DOUBLED:%=-Wl,--wrap=%) -ldl
 
 test-cuda-sim: $(SIM)/test_sim $(SIM)/test_cuda $(SIM)/test_cuda_choose
-	@VERBOSE=1 TEST_SIM=$< TEST_CUDA=$(SIM)/test_cuda sh test/run.sh $(BUILD)/blip2 $(BUILD)/compare_dumps $^ \
+	@VERBOSE=1 TEST_SIM=$< TEST_CUDA=$(SIM)/test_cuda sh test/run.sh $(BUILD)/blip2 $(BUILD)/compare_dumps \
+	    $(SIM)/test_cuda:fixture $(SIM)/test_cuda:-fixture $(SIM)/test_sim $(SIM)/test_cuda_choose \
 	    test/cuda_sim/other_orders.sh test/cuda_sim/fragments.py
 
 # The same tests against CUDA code with mistakes in it (test/cuda_sim/plant_bugs.py); BUGS='--sample 5' for a few.
@@ -289,7 +302,7 @@ $(BUILD)/cuda/flags: FORCE
 	@echo '$(NVCC) $(NVCC_FLAGS)' >$@.new; if cmp -s $@.new $@; then rm $@.new; else mv $@.new $@; fi
 
 $(BUILD)/cuda/blip2.o: $(CUDA_SOURCES) $(BUILD)/cuda/flags
-	@$(if $(NVCC),,echo 'no nvcc here, which CUDA=1 asks for: install the CUDA toolkit, or say where with NVCC=...'; exit 1)
+	@$(if $(NVCC),,echo 'no nvcc here, which CUDA=1 asks for: install the CUDA toolkit, or say where: NVCC=...'; exit 1)
 	$(call SAY,nvcc)$(NVCC) $(NVCC_FLAGS) -c -o $@ $<
 
 $(BUILD)/blip2_cuda.so: $(BUILD)/cuda/blip2.o $(patsubst %,$(BUILD)/cuda/%.o,common generate generate_process threads)
@@ -309,7 +322,7 @@ cuda-report: $(if $(NVCC),$(BUILD)/cuda/blip2.o)
 	@NVCC='$(NVCC)' $(PYTHON) dev/cuda/report --self-test --check $(BUILD)/cuda/blip2.o
 
 test-cuda: $(BUILD)/test_cuda $(BUILD)/test_cuda_choose $(BUILD)/blip2 $(BUILD)/blip2_cuda.so
-	@VERBOSE=1 sh test/run.sh $(BUILD)/blip2 $(BUILD)/compare_dumps $(BUILD)/test_cuda \
+	@VERBOSE=1 TEST_JOBS=1 sh test/run.sh $(BUILD)/blip2 $(BUILD)/compare_dumps $(BUILD)/test_cuda \
 	    $(BUILD)/test_cuda_choose test/cuda_demo.sh
 
 # The launchers and the smallest models (everything takes hours) under the toolkit's own checkers.
@@ -382,6 +395,7 @@ help:
 	@echo 'make deps       installs what is missing (apt-get; dnf and Homebrew untested)'
 	@echo 'make demo       a small trained model captions and answers; make deps demo does both'
 	@echo 'make test       all tests that need no Python; make programs only builds them'
+	@echo '                (TESTS="image cli": only those, WITHOUT="matmul_twins": all but that one)'
 	@echo 'make test-cuda      the CUDA backend on a GPU (REQUIRE_GPU=1: a missing one is a failure)'
 	@echo 'make test-cuda-sanitize  its launchers and small models under compute-sanitizer'
 	@echo 'make test-cuda-sim  the CUDA code on the CPU, under a simulator that finds mistakes'
@@ -405,5 +419,5 @@ help:
 	@echo 'V=1                   show the commands'
 	@echo 'PARITY_PYTHON=python  use this interpreter for make parity'
 
--include $(wildcard $(BUILD)/*.d $(BUILD)/test/*.d $(SIM)/*.d $(SIM)/pic/*.d)
+-include $(wildcard $(BUILD)/*.d $(BUILD)/test/*.d $(SIM)/*.d)
 endif

@@ -92,6 +92,8 @@ typedef struct {
     Bias *bias;            // (n_bias), in the order of b
     int n_bias;
     size_t bias_elements;
+    uint64_t upload_bytes;
+    double upload_seconds;
     Search *search;
     Graph vit_graph[2], step_graph;
     cudaEvent_t chosen[2]; // host_state[i] has arrived
@@ -293,9 +295,7 @@ static int upload(Run *r, Err *e) {
         CUDA_CHECK(cudaEventDestroy(free_again[i]));
     }
     if (made == 0) return fail(e, "no pinned host memory for the upload (%zu bytes)", piece);
-    const double took = seconds() - start;
-    if (r->lim.verbose)
-        fprintf(stderr, "cuda: %.3f GB of weights uploaded in %.3f s, %.2f GB/s\n", all / 1e9, took, all / 1e9 / took);
+    r->upload_bytes = all, r->upload_seconds = seconds() - start;
     return 0;
 }
 
@@ -1067,6 +1067,12 @@ static bool cuda_step(void *self, Step *out) {
 
 static Hypothesis cuda_result(void *self, int b, int rank) { return search_result(((Run *)self)->search, b, rank); }
 
+static uint64_t cuda_uploaded(const void *self, double *seconds) {
+    const Run *r = (const Run *)self;
+    *seconds = r->upload_seconds;
+    return r->upload_bytes;
+}
+
 extern "C" {
 
 // What device.c looks up in the shared object: the backend, a number that changes with the layout of what is passed,
@@ -1077,17 +1083,16 @@ int backend_cuda_find(int ordinal, Err *e);
 
 const uint64_t backend_cuda_layout = sizeof(Model) * 1000003 + sizeof(Limits) * 1009 + sizeof(Backend);
 
-// Can GPU number `ordinal` be used? 0: yes. 1: there is no GPU or no driver on this machine. -1: there is something,
-// but it will not do. e says what is the matter.
+// Can GPU number `ordinal` be used? 0, or -1 with e, which says what is the matter.
 int backend_cuda_find(int ordinal, Err *e) {
     int driver = 0, n = 0, major = 0, minor = 0, cannot = 0;
     cudaDriverGetVersion(&driver);
-    if (driver == 0) return fail(e, "no NVIDIA driver on this machine"), 1;
+    if (driver == 0) return fail(e, "no NVIDIA driver on this machine");
     const cudaError_t status = cudaGetDeviceCount(&n);
     if (status == cudaErrorInsufficientDriver)
         return fail(e, "the NVIDIA driver is too old: it knows CUDA %d.%d, this program needs %d.%d; hint: update it",
                     driver / 1000, driver % 1000 / 10, CUDART_VERSION / 1000, CUDART_VERSION % 1000 / 10);
-    if (status == cudaErrorNoDevice || (status == cudaSuccess && n == 0)) return fail(e, "no NVIDIA GPU here"), 1;
+    if (status == cudaErrorNoDevice || (status == cudaSuccess && n == 0)) return fail(e, "no NVIDIA GPU here");
     if (status != cudaSuccess) return fail(e, "the NVIDIA driver reports: %s", cudaGetErrorString(status));
     if (ordinal < 0 || ordinal >= n)
         return fail(e, "there is no GPU %d: this machine has %d, numbered from 0", ordinal, n);
@@ -1107,6 +1112,6 @@ int backend_cuda_find(int ordinal, Err *e) {
 }
 
 const Backend backend_cuda = {"cuda", cuda_bytes_needed, cuda_open, cuda_encode, cuda_prompt, cuda_step, cuda_result,
-                              cuda_close};
+                              cuda_uploaded, cuda_close};
 
 }

@@ -285,7 +285,6 @@ typedef struct {
     int max_new;      // most tokens of an answer
     int threads;      // CPU threads
     int ordinal;      // number of the GPU, for backends that have several
-    bool verbose;     // say on stderr how fast the weights went to the GPU
     const char *isa;  // inner loops to force on the CPU ("plain", "avx2", ...), NULL for the fastest there are
     // Called with the output of each block of the first pass, x (rows,cols) f32, under the name of the transformers
     // module that it equals, image by image and prompt by prompt. NULL outside of tests.
@@ -315,6 +314,8 @@ typedef struct {
     bool (*step)(void *self, Step *out);
     // The answer of given rank (0 is the best, or the first sample) to prompt b.
     Hypothesis (*result)(void *self, int b, int rank);
+    // Bytes of weights that open() copied to the device, and the seconds it took; 0 where they are used in place.
+    uint64_t (*uploaded)(const void *self, double *seconds);
     void (*close)(void *self);
 } Backend;
 

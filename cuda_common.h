@@ -159,7 +159,9 @@ static inline __device__ uint4 load_stream_128(const void *global) {
                  : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "l"(global));
     return v;
 }
-static inline __device__ void prefetch_l2(const void *global) { asm volatile("prefetch.global.L2 [%0];" :: "l"(global)); }
+static inline __device__ void prefetch_l2(const void *global) {
+    asm volatile("prefetch.global.L2 [%0];" :: "l"(global));
+}
 
 // Global or shared memory, aligned to 16.
 static inline __device__ uint4 load_128(const void *p) { return *(const uint4 *)p; }

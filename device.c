@@ -36,19 +36,16 @@ static bool driver_there(void) {
     return driver != NULL;
 }
 
-// 0: loaded (and it stays so). 1 with e: there is no such file, or, if asked to look, no driver. -1 with e: the file is
-// there but cannot be loaded.
-static int cuda_load(Cuda *c, bool look_for_driver, Err *e) {
+// Returns 0: loaded (and it stays so). Or -1 with e: there is no such file, it cannot be loaded, or, unless a GPU was
+// asked for by name, there is no driver.
+static int cuda_load(Cuda *c, bool by_name, Err *e) {
     static const char *const PLACES[] = {"blip2_cuda.so", "../lib/blip2/blip2_cuda.so"};
     char folder[4096], path[sizeof folder + 32];
     const bool known = program_folder(folder, sizeof folder);
     for (size_t i = 0; known && i < sizeof PLACES / sizeof *PLACES; i++) {
         snprintf(path, sizeof path, "%s%s", folder, PLACES[i]);
         if (access(path, R_OK)) continue;
-        if (look_for_driver && !driver_there()) {
-            fail(e, "no NVIDIA driver on this machine");
-            return 1;
-        }
+        if (!by_name && !driver_there()) return fail(e, "no NVIDIA driver on this machine");
         void *so = dlopen(path, RTLD_NOW | RTLD_LOCAL);
         if (!so) return fail(e, "cannot load the CUDA backend: %s", dlerror());
         c->backend = dlsym(so, "backend_cuda");
@@ -59,13 +56,13 @@ static int cuda_load(Cuda *c, bool look_for_driver, Err *e) {
             return fail(e, "%s belongs to another version of this program; hint: run make again", path);
         return 0;
     }
-    fail(e, "this build has no CUDA backend; hint: install the CUDA toolkit (it needs nvcc) and run make again");
-    return 1;
+    return fail(e, "this build has no CUDA backend%s",
+                by_name ? "; hint: install the CUDA toolkit (it needs nvcc) and run make again" : "");
 }
 
 const Backend *device_cuda(Err *e) {
     Cuda cuda = {0};
-    return cuda_load(&cuda, true, e) ? NULL : cuda.backend;
+    return cuda_load(&cuda, false, e) ? NULL : cuda.backend;
 }
 
 int device_find(const Backend **backend, int *ordinal, const char *device, Err *e) {
@@ -84,16 +81,9 @@ int device_find(const Backend **backend, int *ordinal, const char *device, Err *
             return fail(e, "device '%s': expected a whole number from 0 behind the colon", device);
         *ordinal = (int)n;
     }
-    int rc = cuda_load(&cuda, automatic, e);
-    if (rc == 0) rc = cuda.find(*ordinal, e);
-    if (rc == 0) {
+    if (!cuda_load(&cuda, !automatic, e) && !cuda.find(*ordinal, e)) {
         *backend = cuda.backend;
         return 0;
     }
-    if (!automatic) {
-        fail_in(e, "device '%s'", device);
-        return -1;
-    }
-    fail_in(e, "using the CPU");
-    return rc == 1 ? 1 : 2;
+    return automatic ? 1 : fail_in(e, "device '%s'", device);
 }

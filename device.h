@@ -5,9 +5,8 @@
 #include "blip2.h"
 
 // device: "auto", "cpu", "cuda" or "cuda:N" -> *backend, and *ordinal, the number N of the GPU (0 unless given).
-// Returns 0. Or, only for "auto", 1: the CPU, because there is no backend for CUDA, no driver or no GPU, which is as it
-// should be on most machines; 2: the CPU, although there is a GPU, which will not do. Then e says why.
-// Or -1 with e: the device is not there, cannot be used, or there is none of that name.
+// Returns 0. Or, only for "auto", 1 with why in e: the CPU, because there is no CUDA backend, no driver, no GPU, or one
+// that will not do. Or -1 with e: the device is not there, cannot be used, or there is none of that name.
 int device_find(const Backend **backend, int *ordinal, const char *device, Err *e);
 
 // The CUDA backend, for what it can say without a GPU (bytes_needed); NULL with e when this build has none.

@@ -69,10 +69,13 @@ typedef struct {
     uint64_t weights;        // bytes of all tensors
     uint64_t gpu;            // what a GPU needs: asked of the backend, or, where there is none, about
     bool gpu_exact, opt;
+    const char *path;        // of the weight file
+    const char *device;      // "cpu", "cuda", "cuda:N"; NULL when the one that was asked for will not do
+    blip2_error why;         // why it is the CPU or none, or ""
 } Facts;
 
-static Facts facts(const blip2 *b) {
-    Facts f;
+static Facts facts(const blip2 *b, const char *path, const char *device) {
+    Facts f = {.path = path};
     blip2_describe(b, &f.info, sizeof f.info);
     blip2_defaults(b, &f.defaults, sizeof f.defaults);
     f.n = sum_dtypes(f.sums, &f.weights, b);
@@ -80,6 +83,8 @@ static Facts facts(const blip2 *b) {
     f.gpu = blip2_memory_cuda(b);
     f.gpu_exact = f.gpu != 0;
     if (!f.gpu_exact) f.gpu = f.weights + f.info.memory;
+    const bool there = blip2_device(device, &f.why) == BLIP2_OK, automatic = !strcmp(device, "auto");
+    f.device = !there ? NULL : !automatic ? device : *f.why.text ? "cpu" : "cuda";
     return f;
 }
 
@@ -108,22 +113,21 @@ static void lines_of_sizes(Text *t, const blip2 *b, bool opt) {
     text_printf(t, "\n");
 }
 
-void info_text(Text *t, const blip2 *b, const char *path) {
-    const Facts f = facts(b);
-    const blip2_info *info = &f.info;
-    const blip2_options *o = &f.defaults;
+static void add_text(Text *t, const blip2 *b, const Facts *f) {
+    const blip2_info *info = &f->info;
+    const blip2_options *o = &f->defaults;
     char size[32], more[32];
     text_printf(t, "file            ");
-    escape_add(t, path, strlen(path));
+    escape_add(t, f->path, strlen(f->path));
     text_printf(t, ", %s\nmodel           ", size_text(size, info->file_bytes));
     escape_add(t, info->type, strlen(info->type));
-    text_printf(t, ", BLIP-2 with %s\n", f.opt ? "OPT" : "Flan-T5");
+    text_printf(t, ", BLIP-2 with %s\n", f->opt ? "OPT" : "Flan-T5");
     text_printf(t, "parameters      %llu in %d tensors:", (unsigned long long)info->parameters, info->tensors);
-    for (int i = 0; i < f.n; i++)
-        text_printf(t, "%s %d in %s (%s)", i ? "," : "", f.sums[i].n, f.sums[i].dtype,
-                    size_text(size, f.sums[i].bytes));
+    for (int i = 0; i < f->n; i++)
+        text_printf(t, "%s %d in %s (%s)", i ? "," : "", f->sums[i].n, f->sums[i].dtype,
+                    size_text(size, f->sums[i].bytes));
     text_printf(t, "\n");
-    lines_of_sizes(t, b, f.opt);
+    lines_of_sizes(t, b, f->opt);
     text_printf(t, "tokenizer       %s, %d ids, %d rows in the embedding, %s\n", info->tokenizer, info->ids, info->V,
                 size_text(size, info->tokenizer_bytes));
     text_printf(t, "defaults        -b %d -n %d --min-tokens %d --length-penalty %.7g --repeat-penalty %.7g, sampling "
@@ -133,7 +137,13 @@ void info_text(Text *t, const blip2 *b, const char *path) {
     text_json(t, info->prompt, strlen(info->prompt));
     text_printf(t, "\nmemory, CPU     %s for activations and KV cache (--ctx %d) beside %s of mapped weights\n",
                 size_text(size, info->memory), info->ctx, size_text(more, info->file_bytes));
-    text_printf(t, "memory, GPU     %s%s, weights included\n", f.gpu_exact ? "" : "about ", size_text(size, f.gpu));
+    text_printf(t, "memory, GPU     %s%s, weights included\n", f->gpu_exact ? "" : "about ", size_text(size, f->gpu));
+    text_printf(t, "device          %s", f->device ? f->device : "none");
+    if (*f->why.text) {
+        text_printf(t, ": ");
+        escape_add(t, f->why.text, strlen(f->why.text));
+    }
+    text_printf(t, "\n");
 }
 
 // ---------------------------------------------------------------------------------------------------------
@@ -145,19 +155,18 @@ static void member(Text *t, const char *name, const char *text) {
     text_add(t, ",", 1);
 }
 
-void info_json(Text *t, const blip2 *b, const char *path) {
-    const Facts f = facts(b);
-    const blip2_info *info = &f.info;
-    const blip2_options *o = &f.defaults;
+static void add_json(Text *t, const blip2 *b, const Facts *f) {
+    const blip2_info *info = &f->info;
+    const blip2_options *o = &f->defaults;
     text_add(t, "{", 1);
-    member(t, "file", path);
+    member(t, "file", f->path);
     member(t, "type", info->type);
     member(t, "family", info->family);
     text_printf(t, "\"bytes\":%llu,\"tensors\":%d,\"parameters\":%llu,\"dtypes\":{",
                 (unsigned long long)info->file_bytes, info->tensors, (unsigned long long)info->parameters);
-    for (int i = 0; i < f.n; i++)
-        text_printf(t, "%s\"%s\":{\"tensors\":%d,\"bytes\":%llu}", i ? "," : "", f.sums[i].dtype, f.sums[i].n,
-                    (unsigned long long)f.sums[i].bytes);
+    for (int i = 0; i < f->n; i++)
+        text_printf(t, "%s\"%s\":{\"tensors\":%d,\"bytes\":%llu}", i ? "," : "", f->sums[i].dtype, f->sums[i].n,
+                    (unsigned long long)f->sums[i].bytes);
     text_printf(t, "},\"hyperparameters\":{");
     blip2_parameter p;
     for (int i = 0; blip2_parameter_at(b, i, &p); i++)
@@ -173,7 +182,18 @@ void info_json(Text *t, const blip2 *b, const char *path) {
     text_printf(t, "\"preprocessing\":{\"side\":%d,\"mean\":[%.7g,%.7g,%.7g],\"std\":[%.7g,%.7g,%.7g]},", info->S,
                 value(b, "mean_r"), value(b, "mean_g"), value(b, "mean_b"), value(b, "std_r"), value(b, "std_g"),
                 value(b, "std_b"));
-    text_printf(t, "\"memory\":{\"ctx\":%d,\"weights\":%llu,\"activations\":%llu,\"gpu\":%llu,\"gpu_exact\":%s}}\n",
-                info->ctx, (unsigned long long)f.weights, (unsigned long long)info->memory, (unsigned long long)f.gpu,
-                f.gpu_exact ? "true" : "false");
+    text_printf(t, "\"memory\":{\"ctx\":%d,\"weights\":%llu,\"activations\":%llu,\"gpu\":%llu,\"gpu_exact\":%s},",
+                info->ctx, (unsigned long long)f->weights, (unsigned long long)info->memory,
+                (unsigned long long)f->gpu, f->gpu_exact ? "true" : "false");
+    member(t, "device", f->device ? f->device : "none");
+    text_printf(t, "\"why_device\":");
+    text_json(t, f->why.text, strlen(f->why.text));
+    text_printf(t, "}\n");
+}
+
+// ---------------------------------------------------------------------------------------------------------
+
+void info_add(Text *t, const blip2 *b, const char *path, const char *device, bool json) {
+    const Facts f = facts(b, path, device);
+    (json ? add_json : add_text)(t, b, &f);
 }

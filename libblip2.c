@@ -159,7 +159,6 @@ int blip2_start(blip2 *b, blip2_error *out) {
     const int found = device_find(&backend, &b->lim.ordinal, b->settings.device, &e);
     if (found < 0) return failed(out, BLIP2_BAD_MODEL, &e);
     if (found > 0) snprintf(b->why_cpu, sizeof b->why_cpu, "%s", e.text);
-    if (found == 2) snprintf(b->warning, sizeof b->warning, "%s", e.text);    // a GPU that will not do is worth a line
     if (backend == &backend_cpu && check_memory(b, backend, &e)) return failed(out, BLIP2_BAD_MODEL, &e);
     model_read_ahead(&b->model);
     if (!b->pixels) b->pixels = malloc(S * S * 3);
@@ -169,11 +168,8 @@ int blip2_start(blip2 *b, blip2_error *out) {
     }
     void *device = backend->open(&b->model, &b->lim, &e);
     if (!device && backend != &backend_cpu && !strcmp(b->settings.device, "auto")) {    // the GPU is too small for this
-        fail_in(&e, "using the CPU");
-        const Err refused = e;
+        snprintf(b->why_cpu, sizeof b->why_cpu, "%s", e.text);
         if (check_memory(b, backend = &backend_cpu, &e)) return failed(out, BLIP2_BAD_MODEL, &e);
-        snprintf(b->warning, sizeof b->warning, "%s", refused.text);
-        snprintf(b->why_cpu, sizeof b->why_cpu, "%s", refused.text);
         device = backend->open(&b->model, &b->lim, &e);
     }
     if (!device) return failed(out, BLIP2_BAD_MODEL, &e);
@@ -186,7 +182,7 @@ int blip2_device(const char *name, blip2_error *out) {
     const Backend *backend;
     int ordinal;
     Err e;
-    return device_find(&backend, &ordinal, name, &e) < 0 ? failed(out, BLIP2_BAD_MODEL, &e) : BLIP2_OK;
+    return failed(out, device_find(&backend, &ordinal, name, &e) < 0 ? BLIP2_BAD_MODEL : BLIP2_OK, &e);
 }
 
 void blip2_close(blip2 *b) {
@@ -263,13 +259,15 @@ int blip2_encode(blip2 *b, const uint8_t *rgb, int W, int H, blip2_error *out) {
 
 void blip2_describe(const blip2 *b, blip2_info *out, size_t size) {
     const Model *m = &b->model;
+    double seconds = 0;
+    const uint64_t uploaded = b->device ? b->backend->uploaded(b->device, &seconds) : 0;
     const blip2_info info = {
         .type = m->config.type, .family = m->config.family == OPT ? "opt" : "t5", .prompt = m->config.prompt,
         .S = m->config.S, .V = m->config.V, .ctx = b->ctx, .max_ctx = b->max_ctx, .tensors = m->n_tensors,
         .parameters = m->parameters, .file_bytes = m->file_bytes, .tokenizer_bytes = m->tokenizer_bytes,
         .memory = backend_cpu.bytes_needed(m, &b->lim), .device = b->device ? b->backend->name : NULL,
         .threads = b->lim.threads, .tokenizer = tokenizer_kind(b->tokenizer), .ids = tokenizer_ids(b->tokenizer),
-        .why_cpu = b->device && *b->why_cpu ? b->why_cpu : NULL,
+        .why_cpu = b->device && *b->why_cpu ? b->why_cpu : NULL, .upload_bytes = uploaded, .upload_seconds = seconds,
     };
     memset(out, 0, size);
     memcpy(out, &info, size < sizeof info ? size : sizeof info);

@@ -78,7 +78,8 @@ BLIP2_API blip2 *blip2_open(const char *path, const blip2_settings *settings, bl
 BLIP2_API int blip2_start(blip2 *b, blip2_error *e);
 BLIP2_API void blip2_close(blip2 *b);      // NULL is fine
 
-// Whether a device of that name ("cuda", "cuda:1") can be used here: 0, or BLIP2_BAD_MODEL with why not in *e.
+// Whether a device of that name ("cuda", "cuda:1") can be used here: 0, or BLIP2_BAD_MODEL with why not in *e. "auto"
+// always can; when it stands for the CPU, *e has why, otherwise "".
 BLIP2_API int blip2_device(const char *name, blip2_error *e);
 
 // "" or one line about the last call of blip2_start or blip2_generate: it worked, but not as one would like.
@@ -182,12 +183,14 @@ typedef struct {
     int threads;                 // CPU threads of this handle
     const char *tokenizer;       // "byte-level BPE" or "unigram"
     int ids;                     // of the tokenizer: one more than the greatest
-    const char *why_cpu;         // once started with "auto": why that took the CPU; NULL when nothing else was tried
+    const char *why_cpu;         // once started with "auto" and that took the CPU: why; otherwise NULL
+    uint64_t upload_bytes;       // weights that blip2_start copied to the device; 0: used where they are
+    double upload_seconds;       // and how long that took
 } blip2_info;
 // size: sizeof *out
 BLIP2_API void blip2_describe(const blip2 *b, blip2_info *out, size_t size);
-// Bytes that the settings need on a GPU, weights included; 0: no CUDA backend or no driver here. Loads the backend, which
-// takes a moment.
+// Bytes that the settings need on a GPU, weights included; 0: no CUDA backend or no driver here. Loads the backend,
+// which takes a moment.
 BLIP2_API uint64_t blip2_memory_cuda(const blip2 *b);
 
 // Hyperparameter and tensor number i from 0; returns 0 behind the last one, otherwise 1.

@@ -212,18 +212,24 @@ static int start(Program *p, Err *e) {
     }
     if (*blip2_warning(p->model)) remark(p, "warning: %s", blip2_warning(p->model));
     blip2_describe(p->model, &p->info, sizeof p->info);
-    if (!p->o.verbose) return 0;
     const char *why = p->info.why_cpu;
+    if (!p->o.verbose) {
+        if (why) remark(p, "using the CPU: %s (--device cpu or --quiet: without this line)", why);
+        return 0;
+    }
     fprintf(stderr, "device: %s%s%s%s\n", p->info.device, why ? " (" : "", why ? why : "", why ? ")" : "");
     if (p->info.device && !strcmp(p->info.device, "cpu")) fprintf(stderr, "cpu: %s\n", blip2_cpu_isa(p->o.cpu_isa));
     fprintf(stderr, "time: load %.4f s\n", p->load_seconds);
+    if (p->info.upload_bytes)
+        fprintf(stderr, "time: upload %.4f s, %.3f GB of weights, %.2f GB/s\n", p->info.upload_seconds,
+                (double)p->info.upload_bytes / 1e9, (double)p->info.upload_bytes / 1e9 / p->info.upload_seconds);
     return 0;
 }
 
 static int tell_model(Program *p) {
     Text t = {0};
     Err e;
-    (p->o.json ? info_json : info_text)(&t, p->model, p->o.model);
+    info_add(&t, p->model, p->o.model, p->o.device, p->o.json);
     int bad = text_check(&t, &e);
     if (!bad) fwrite(t.data, 1, t.len, stdout);
     if (!bad) bad = output_flush(&e);

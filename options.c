@@ -22,7 +22,8 @@
 
 const Option OPTIONS[] = {
     {IN_MODEL, 'm', "model", STRING(model, "FILE"), "weight file, written by export/export.py", "the demo model"},
-    {IN_MODEL, 0, "device", ONE_OF(device, "auto|cpu|cuda[:N]"), "where to run; N is the number of the GPU", "auto"},
+    {IN_MODEL, 0, "device", ONE_OF(device, "auto|cpu|cuda[:N]"),
+     "GPU number N; auto: GPU 0 when it works, else the CPU, and says why", "auto"},
     {IN_MODEL, 't', "threads", INT(threads, 1, 1024), "CPU threads", "all that this process may use"},
     {IN_MODEL, 0, "cpu-isa", STRING(cpu_isa, "NAME"), "force this version of the CPU's inner loops, e.g. plain",
      "the fastest"},

@@ -2,10 +2,11 @@
 //
 //     build/bench_backend MODEL DEVICE BATCH BEAMS PROMPT_TOKENS NEW_TOKENS ROUNDS
 //
-// Prints one JSON object: device, load (seconds from open to ready, the upload included), bytes_needed, and for each
-// round of encode (ViT and Q-Former of BATCH images), prompt (up to the first logits), decode (seconds of a step, the
-// mean over NEW_TOKENS - 1) and caption (all three). encode returns when it is done; prompt ends, on the device, inside
-// the first step, so the first step counts as its end. The first round is for warming up and left out.
+// Prints one JSON object: device, load (seconds from open to ready, the upload included), bytes_needed, upload (bytes
+// of weights copied to the device) and upload_seconds, and for each round of encode (ViT and Q-Former of BATCH images),
+// prompt (up to the first logits), decode (seconds of a step, the mean over NEW_TOKENS - 1) and caption (all three).
+// encode returns when it is done; prompt ends, on the device, inside the first step, so the first step counts as its
+// end. The first round is for warming up and left out.
 // Not here: ceilings, peers, ratios (dev/bench_gpu.py, which builds and calls this).
 
 #include "../blip2.h"
@@ -71,11 +72,13 @@ int main(int argc, char **argv) {
     if (model_open(&m, argv[1], &e) || device_find(&backend, &ordinal, argv[2], &e) < 0) return give_up(e.text);
     const char *threads = getenv("OMP_NUM_THREADS");
     const Limits lim = {.B = B, .R = B * value[1], .prompt = n, .max_new = value[3], .ordinal = ordinal,
-                        .verbose = true, .threads = threads ? atoi(threads) : 1};
+                        .threads = threads ? atoi(threads) : 1};
     const double start = now();
     void *run = backend->open(&m, &lim, &e);
     if (!run) return give_up(e.text);
     const double load = now() - start;
+    double upload = 0;
+    const uint64_t uploaded = backend->uploaded(run, &upload);
 
     const size_t bytes = (size_t)B * m.config.S * m.config.S * 3;
     uint8_t *pixels = malloc(bytes);
@@ -92,8 +95,9 @@ int main(int argc, char **argv) {
     if (round_of(&warm, 0, backend, run, pixels, prompts, B, &how) != how.max_new)
         return give_up("the answer has another length than was asked for");
     for (int i = 0; i < rounds; i++) round_of(&t, i, backend, run, pixels, prompts, B, &how);
-    printf("{\"device\": \"%s\", \"load\": %.6f, \"bytes_needed\": %llu", backend->name, load,
-           (unsigned long long)backend->bytes_needed(&m, &lim));
+    printf("{\"device\": \"%s\", \"load\": %.6f, \"bytes_needed\": %llu, \"upload\": %llu, \"upload_seconds\": %.6f",
+           backend->name, load, (unsigned long long)backend->bytes_needed(&m, &lim), (unsigned long long)uploaded,
+           upload);
     print_list("encode", t.encode, rounds);
     print_list("prompt", t.prompt, rounds);
     print_list("decode", t.decode, rounds);

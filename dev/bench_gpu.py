@@ -160,10 +160,13 @@ def ours(a, program, file, batch):
     command = [program, file, a.device, batch, a.beams, PROMPT_TOKENS, a.tokens, a.rounds]
     run = subprocess.run([str(c) for c in command], capture_output=True, text=True,
                          env={**os.environ, "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "2")})
-    for line in run.stderr.splitlines():
-        if line.startswith("cuda: "):
-            say(line)
-    return json.loads(run.stdout) if run.returncode == 0 else run.stderr.strip().splitlines()[-1]
+    if run.returncode:
+        return run.stderr.strip().splitlines()[-1]
+    result = json.loads(run.stdout)
+    if result["upload"]:
+        say(f"{result['upload'] / 1e9:.3f} GB of weights uploaded in {result['upload_seconds']:.3f} s, "
+            f"{result['upload'] / 1e9 / result['upload_seconds']:.2f} GB/s")
+    return result
 
 
 # ---------------------------------------------------------------------------------------------------------

@@ -1,53 +1,29 @@
-// test/cuda_buffers.h: what the tests of the CUDA launchers share: which of them to run, numbers, weights, buffers.
+// test/cuda_buffers.h: what the tests of the CUDA launchers share: which of them to run, numbers, weights.
 //
-// In order: the tally and the choice of tests; buffers with canaries; numbers; bounds; a weight of any dtype.
-// Not here: any test. Included once, behind blip2.cu.
+// In order: the choice of tests; numbers; bounds; a weight of any dtype.
+// Not here: any test, device memory (cuda_guarded.h). Included once, behind blip2.cu.
 #ifndef TEST_CUDA_BUFFERS_H
 #define TEST_CUDA_BUFFERS_H
 
-#include "check.h"
+#include "cuda_guarded.h"
 
 #include <string>
 #include <vector>
 
-static Tally tally;
-
-// The command line names parts of the names of tests, those that are to run; none: all.
+// The command line names parts of the names of tests, those that are to run; none: all. Behind a minus: those that are
+// not.
 static std::vector<std::string> chosen;
 
 static bool wanted(const std::string &what) {
-    bool any = chosen.empty();
-    for (const std::string &part : chosen) any |= what.find(part) != std::string::npos;
-    return any;
+    bool named = false, any = false;
+    for (const std::string &part : chosen) {
+        if (part[0] == '-' && what.find(part.substr(1)) != std::string::npos) return false;
+        if (part[0] != '-') named = true, any |= what.find(part) != std::string::npos;
+    }
+    return any || !named;
 }
 
 // ---------------------------------------------------------------------------------------------------------
-// Buffers: 64 bytes of canary on either side, and NaN where nothing was put.
-
-enum { GUARD = 256 };
-
-struct Buffer { uint8_t *base; size_t bytes; };
-
-static Buffer buffer_of(size_t bytes, const void *from) {
-    Buffer b = {NULL, bytes};
-    std::vector<uint8_t> host(bytes + 2 * GUARD, 0xFF);   // NaN in f32 and bf16
-    if (from) memcpy(host.data() + GUARD, from, bytes);
-    CUDA_CHECK(cudaMalloc((void **)&b.base, host.size()));
-    CUDA_CHECK(cudaMemcpy(b.base, host.data(), host.size(), cudaMemcpyHostToDevice));
-    return b;
-}
-template <typename T> static T *at(const Buffer &b) { return (T *)(b.base + GUARD); }
-
-static void fetch(void *to, Buffer b, const char *what) {
-    std::vector<uint8_t> host(b.bytes + 2 * GUARD);
-    CUDA_CHECK(cudaDeviceSynchronize());
-    CUDA_CHECK(cudaMemcpy(host.data(), b.base, host.size(), cudaMemcpyDeviceToHost));
-    int bad = 0;
-    for (int i = 0; i < GUARD; i++) bad += host[i] != 0xFF || host[host.size() - 1 - i] != 0xFF;
-    EXPECT(&tally, bad == 0, "%s: %d bytes beside the output were written", what, bad);
-    memcpy(to, host.data() + GUARD, b.bytes);
-    CUDA_CHECK(cudaFree(b.base));
-}
 
 static uint16_t round_bf16(float x) {
     uint32_t u;
@@ -119,7 +95,8 @@ static Weight weight_of(int dtype, int OC, int C, uint32_t seed) {
     return w;
 }
 
-static void expect_close(const std::vector<float> &got, const std::vector<float> &want, double bound, const char *what) {
+static void expect_close(const std::vector<float> &got, const std::vector<float> &want, double bound,
+                         const char *what) {
     const Diff diff = diff_floats(got.data(), want.data(), want.size());
     EXPECT(&tally, diff.rel_l2 <= bound, "%s: %.2e, bound %.0e", what, diff.rel_l2, bound);
 }

@@ -1,6 +1,6 @@
 #!/bin/sh
-# test/cuda_demo.sh BLIP2: the commands of demo/examples.txt with --device cuda; blip2_cuda.so lies beside BLIP2. Answers
-# must be those of the file. Those that print scores, whose digits bf16 sums change, are left to test_demo.sh.
+# test/cuda_demo.sh BLIP2: the commands of demo/examples.txt with --device cuda; blip2_cuda.so lies beside BLIP2.
+# Answers must be those of the file. Those that print scores, whose digits bf16 sums change, are left to test_demo.sh.
 #
 # Then one command twice: the same bytes, scores included. Run by `make test-cuda`; without a GPU it is skipped, or with
 # REQUIRE_GPU=1 a failure. Not here: launchers and stages (test_cuda.cu).

@@ -183,14 +183,15 @@ template <typename T> static void test_kv_store(int I) {
 }
 
 // Five rows that answer two prompts; token t, whose ancestors lie in slots of other rows, as after a beam moved. What a
-// row must not see holds NaN. t < 0: cross-attention, the shared part only.
-template <typename T> static void test_past(int A, int H, int t, bool biased) {
+// row must not see holds NaN. cross: cross-attention, the shared part only, whatever t is.
+template <typename T> static void test_past(int A, int H, int t, bool cross, bool biased) {
     char what[96];
-    snprintf(what, sizeof what, "past %s, heads of %d, token %d%s", type_name<T>(), A, t, biased ? ", biased" : "");
+    snprintf(what, sizeof what, "past %s, heads of %d, token %d%s%s", type_name<T>(), A, t, cross ? ", cross" : "",
+             biased ? ", biased" : "");
     if (!wanted(what)) return;
-    enum { ROWS = 5, MOST = 13, SLOTS = 30 };
-    const int I = H * A, ldq = 3 * I, ldb = SLOTS + MOST;
-    const std::vector<int> first_of = {2, 20}, n_of = {17, 3}, prompt_of = {0, 1, 0, 1, 1}, at_t = {t};
+    enum { ROWS = 5, MOST = 73, SLOTS = 44 };
+    const int I = H * A, ldq = cross ? I : 3 * I, ldb = SLOTS + MOST;
+    const std::vector<int> first_of = {2, 39}, n_of = {36, 3}, prompt_of = {0, 1, 0, 1, 1}, at_t = {t};
     const std::vector<float> q = numbers((size_t)ROWS * ldq, 3, true), bias = numbers((size_t)H * ldb, 5, false);
     std::vector<float> kv = numbers((size_t)SLOTS * 2 * I, 7, true);
     std::vector<float> fresh = numbers((size_t)MOST * ROWS * 2 * I, 11, true);
@@ -204,11 +205,11 @@ template <typename T> static void test_past(int A, int H, int t, bool biased) {
         }
     for (int s = 0; s < MOST * ROWS; s++)
         if (!used[s]) for (int i = 0; i < 2 * I; i++) fresh[(size_t)s * 2 * I + i] = NAN;
-    for (int s : {0, 1, 19, 23, 24}) for (int i = 0; i < 2 * I; i++) kv[(size_t)s * 2 * I + i] = NAN;
+    for (int s : {0, 1, 38, 42, 43}) for (int i = 0; i < 2 * I; i++) kv[(size_t)s * 2 * I + i] = NAN;
     std::vector<float> want((size_t)ROWS * I);
     for (int r = 0; r < ROWS; r++)
         for (int h = 0; h < H; h++) {
-            const int n = n_of[prompt_of[r]], all = n + t + 1;
+            const int n = n_of[prompt_of[r]], all = n + (cross ? 0 : t + 1);
             std::vector<double> s(all), y(A, 0);
             std::vector<const float *> key(all);
             double top = -1e30, sum = 0;
@@ -229,7 +230,7 @@ template <typename T> static void test_past(int A, int H, int t, bool biased) {
     const OnDevice df(first_of), dn(n_of), dp(prompt_of);
     Buffer out = buffer_of(want.size() * sizeof(T), NULL);
     Past p = {};
-    p.out = at<T>(out), p.q = dq.to<T>(), p.kv = dkv.to<T>(), p.kv_new = t < 0 ? NULL : dnew.to<T>();
+    p.out = at<T>(out), p.q = dq.to<T>(), p.kv = dkv.to<T>(), p.kv_new = cross ? NULL : dnew.to<T>();
     p.first_of = df.to<int>(), p.n_of = dn.to<int>(), p.prompt_of = dp.to<int>(), p.line = dline.to<int>();
     p.t = dt.to<int>(), p.bias = biased ? dbias.to<float>() : NULL, p.ldb = ldb, p.ldq = ldq, p.R = ROWS;
     p.max_new = MOST, p.scale = 0.3f, p.rows = ROWS, p.H = H, p.A = A;
@@ -259,10 +260,12 @@ static void test_layers(void) {
     test_gather(37);
     test_kv_store<bf16>(9);
     test_kv_store<float>(70);
-    for (int A : {5, 80, 128}) test_past<bf16>(A, 2, A == 80 ? 12 : 3, A == 5);
-    test_past<float>(88, 1, 6, true);
-    test_past<float>(200, 1, 0, false);
-    test_past<bf16>(64, 2, -1, false);
+    for (int A : {6, 80, 128}) test_past<bf16>(A, 2, A == 80 ? 12 : 3, false, A == 6);
+    for (int A : {8, 80, 88, 128, 200}) test_past<bf16>(A, 1, A == 8 ? 0 : 70, A == 128, A % 5 == 0);
+    test_past<bf16>(64, 2, -1, true, false);
+    for (int A : {5, 40, 100, 256}) test_past<float>(A, 3, 2, A == 40, A == 5);
+    test_past<float>(88, 1, 6, false, true);
+    test_past<float>(200, 1, 0, false, false);
 }
 
 #endif

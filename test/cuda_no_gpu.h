@@ -4,7 +4,7 @@
 
 #include "check.h"
 
-// True when there is none: a skip, or with REQUIRE_GPU=1 a failure. Then the tally is printed and *code what to exit with.
+// True when there is none: a skip, or with REQUIRE_GPU=1 a failure. Then the tally is printed and *code the exit code.
 static bool no_gpu(int *code, Tally *t) {
     int n = 0;
     if (cudaGetDeviceCount(&n) == cudaSuccess && n > 0) return false;

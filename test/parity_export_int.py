@@ -1,7 +1,7 @@
 """Tests of int8 and int4 exports.
 
-In order: layouts spelled out byte by byte, rounding and its errors, GPTQ, exported files and what ./blip2 makes of them,
-input that cannot be stored, calibration.
+In order: layouts spelled out byte by byte, rounding and its errors, GPTQ, exported files and what ./blip2 makes of
+them, input that cannot be stored, calibration.
 
 Run:  BLIP2=./blip2 python test/parity_export_int.py      (needs torch and transformers, test/requirements.txt)
 """
@@ -138,13 +138,15 @@ def check_files(tmp):
             file = WeightFile(path)
             for r in file.records.values():
                 matrix = r.name.endswith(".w") and r.rows > 1 or r.name in ("lm.tok", "lm.head")
-                t.expect(r.dtype == (quantize.dtype_of(r.name, dtype) if matrix else "f32"), f"{kind}: {r.name} is {r.dtype}")
+                t.expect(r.dtype == (quantize.dtype_of(r.name, dtype) if matrix else "f32"),
+                         f"{kind}: {r.name} is {r.dtype}")
                 if r.dtype == "f32":
                     t.expect(np.array_equal(file.tensor(r.name), source.tensor(r.name)), f"{kind}: {r.name} changed")
                     continue
                 e = relative(source.tensor(r.name), file.tensor(r.name))
                 t.expect(e < bound, f"{kind} {dtype}: {r.name} has the error {e:.4f}")
-                t.expect(f"{r.name} " in done.stdout and f"{e:.4f}"[:-1] in done.stdout, f"{kind}: {r.name} in the report")
+                t.expect(f"{r.name} " in done.stdout and f"{e:.4f}"[:-1] in done.stdout,
+                         f"{kind}: {r.name} in the report")
             as_f32(file, tmp / "back.bin")
             truth.blip2(BLIP2, "-m", path, "--verify", "--json", "--quiet", "-b", 1, "-n", 1, IMAGE)
             (tokens, got), (same, want) = stages(path, tmp), stages(tmp / "back.bin", tmp)
@@ -206,8 +208,8 @@ def check_calibration(tmp):
             errors.append({n: truth.compare(got[n], want[n])[0] for n in ("vision_model.post_layernorm",
                                                                           "language_projection")})
         for name in errors[0]:
-            t.expect(errors[1][name] < 0.8 * errors[0][name], f"{kind} {more}: {name} {errors[1][name]:.4f} calibrated, "
-                     f"{errors[0][name]:.4f} without")
+            t.expect(errors[1][name] < 0.8 * errors[0][name],
+                     f"{kind} {more}: {name} {errors[1][name]:.4f} calibrated, {errors[0][name]:.4f} without")
 
 
 def main():

@@ -41,7 +41,8 @@ CONFIGS = {
                 "vision.num_attention_heads": 1, "num_query_tokens": 8, "qformer.cross_attention_frequency": 3}),
     "opt_odd": ("tiny_opt", "bpe", "f32", {"vision.image_size": 75, "vision.patch_size": 11, "vision.hidden_size": 39,
                 "vision.num_attention_heads": 3, "num_query_tokens": 5, "qformer.cross_attention_frequency": 1,
-                "text.hidden_size": 60, "text.word_embed_proj_dim": 60, "text.num_attention_heads": 4, "text.ffn_dim": 77}),
+                "text.hidden_size": 60, "text.word_embed_proj_dim": 60, "text.num_attention_heads": 4,
+                "text.ffn_dim": 77}),
     "opt_eps": ("tiny_opt", "bpe", "f32", {"vision.layer_norm_eps": 1e-5, "num_query_tokens": 17,
                 "qformer.num_hidden_layers": 5, "qformer.cross_attention_frequency": 2}),
     "t5_257": ("tiny_t5", "t5", "f32", {"vision.image_size": 224, "vision.patch_size": 14, "num_query_tokens": 32,
@@ -112,7 +113,8 @@ def tokenizer_folder(name):
     """The real tokenizer files when they are there, otherwise the committed tiny ones of the same kind."""
     if name in ("opt", "t5"):
         real = os.path.join(REAL, name)
-        return (real, False) if os.path.isdir(real) else (os.path.join(TINY, {"opt": "bpe", "t5": "unigram"}[name]), True)
+        tiny = os.path.join(TINY, {"opt": "bpe", "t5": "unigram"}[name])
+        return (real, False) if os.path.isdir(real) else (tiny, True)
     return os.path.join(TINY, name), False
 
 
@@ -230,11 +232,13 @@ def main():
         for key in all_stats:
             all_stats[key] += stats[key]
         print(f"{name} ({dtype}): {stats['stop']} answers ended ({stats['mid']} of them mid-sentence), "
-              f"{stats['length']} were cut, worst score error {stats['score']:.1e}, {time.time() - start:.0f} s", flush=True)
+              f"{stats['length']} were cut, worst score error {stats['score']:.1e}, {time.time() - start:.0f} s",
+              flush=True)
     print("worst relative L2 error by stage:")
     for kind, rel in worst.items():
         print(f"  {kind:48s} {rel:.1e}  (bound {STAGE_BOUND:g})")
-    tally.expect(args.only or all(all_stats[key] > 20 for key in all_stats), f"the answers show too little: {all_stats}")
+    tally.expect(args.only or all(all_stats[key] > 20 for key in all_stats),
+                 f"the answers show too little: {all_stats}")
     return tally.close()
 
 

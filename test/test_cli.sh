@@ -6,25 +6,22 @@
 # interruption. What the answers say is tested elsewhere (test_tiny.c).
 # SAN=1 leaves out what address sanitizers cannot do.
 
-blip2=$1 passed=0 failed=0 skipped=0
+. test/count.sh
+blip2=$1
 opt=test/data/tiny_opt.bin t5=test/data/tiny_t5.bin
 good=test/data/images/png-type2-8bit.png
-tmp=$(mktemp -d) || exit 1
-trap 'rm -rf "$tmp"' EXIT
 LC_ALL=C
 export LC_ALL
 
-ok() { passed=$((passed + 1)); }
-bad() { failed=$((failed + 1)); echo "FAIL $*" >&2; }
-skip() { skipped=$((skipped + 1)); echo "SKIP $*" >&2; }
 # that WHAT COMMAND...: the command succeeds
 that() { what=$1; shift; if "$@" >/dev/null 2>&1; then ok; else bad "$what"; fi; }
 
-# run ARGUMENTS...: leaves $code, $tmp/out and $tmp/err; standard input is $in
+# run ARGUMENTS...: leaves $code, $tmp/out and $tmp/err; standard input is $in. On the CPU by name, which goes without
+# the line about it (test_device.sh).
 # from FILE COMMAND...: the command with FILE as $in
 in=/dev/null
 from() { in=$1; shift; "$@"; in=/dev/null; }
-run() { "$blip2" "$@" <"$in" >"$tmp/out" 2>"$tmp/err"; code=$?; }
+run() { "$blip2" --device cpu "$@" <"$in" >"$tmp/out" 2>"$tmp/err"; code=$?; }
 
 # said CODE LINES TEXT WHAT: the last run ended with CODE, wrote LINES lines to stderr, one with TEXT in it
 said() {
@@ -356,12 +353,12 @@ accept 2 -m $opt $good "$odd"   # plain text: odd names break neither line nor c
 # ----------------------------------------------------------------------------------------------------------
 # Where output cannot go.
 
-"$blip2" -m $opt $good >&- 2>"$tmp/err"; code=$?
+"$blip2" --device cpu -m $opt $good >&- 2>"$tmp/err"; code=$?
 said 1 1 "standard output" "stdout closed"
 if [ -c /dev/full ]; then
-    "$blip2" -m $opt $good $good >/dev/full 2>"$tmp/err"; code=$?
+    "$blip2" --device cpu -m $opt $good $good >/dev/full 2>"$tmp/err"; code=$?
     said 1 1 "standard output" "stdout full"
-    echo text | "$blip2" -m $opt --tokenize >/dev/full 2>"$tmp/err"; code=$?
+    echo text | "$blip2" --device cpu -m $opt --tokenize >/dev/full 2>"$tmp/err"; code=$?
     said 1 1 "standard output" "--tokenize, stdout full"
     "$blip2" --help >/dev/full 2>"$tmp/err"; code=$?
     said 1 1 "standard output" "--help, stdout full"
@@ -371,19 +368,19 @@ if [ -c /dev/full ]; then
 else
     skip "no /dev/full here"
 fi
-{ "$blip2" -m $opt $good $good 2>"$tmp/err"; echo $? >"$tmp/code"; } | true
+{ "$blip2" --device cpu -m $opt $good $good 2>"$tmp/err"; echo $? >"$tmp/code"; } | true
 code=$(cat "$tmp/code")   # the reader may have been gone before the first line or not
 [ "$code" -eq 0 ] || said 1 1 "standard output" "nobody reads"
-"$blip2" -m $opt $good 2>&- >"$tmp/out"; code=$?
+"$blip2" --device cpu -m $opt $good 2>&- >"$tmp/out"; code=$?
 that "stderr closed" cmp "$tmp/out" "$tmp/plain"
-"$blip2" -m $opt $good <&- >"$tmp/out" 2>"$tmp/err"; code=$?
+"$blip2" --device cpu -m $opt $good <&- >"$tmp/out" 2>"$tmp/err"; code=$?
 that "stdin closed" cmp "$tmp/out" "$tmp/plain"
 run -m $opt --dump "$tmp/no/such/folder" $good
 said 1 1 "no/such/folder" "--dump into a folder that is not there"
 run -m $opt --dump "$tmp" $good
 said 1 1 "$tmp" "--dump over a folder"
 # a file that may not grow: as a full disk, but nothing must be left behind
-(trap '' XFSZ; ulimit -f 8; "$blip2" -m $opt --dump "$tmp/full.d" $good >/dev/null 2>"$tmp/err"); code=$?
+(trap '' XFSZ; ulimit -f 8; "$blip2" --device cpu -m $opt --dump "$tmp/full.d" $good >/dev/null 2>"$tmp/err"); code=$?
 said 1 1 "full.d" "--dump, file size limit"
 that "a dump that failed leaves nothing" sh -c "! ls '$tmp'/full.d*"
 accept 1 -m $opt --dump "$tmp/whole.d" $good
@@ -409,10 +406,10 @@ that "how much is needed is said" grep -qE 'need [0-9.]+ MB' "$tmp/err"
 if [ "$SAN" = 1 ]; then
     skip "sanitizers need more address space than a limit leaves them"
 else
-    (ulimit -v 60000; "$blip2" -m $t5 --ctx 4000 -n 2000 -b 20 -t 1 $good >"$tmp/out" 2>"$tmp/err"); code=$?
+    (ulimit -v 60000; run -m $t5 --ctx 4000 -n 2000 -b 20 -t 1 $good; exit "$code"); code=$?
     said 3 1 "memory" "ulimit -v"
     that "how much is needed is said" grep -qE 'need [0-9.]+ MB' "$tmp/err"
-    (ulimit -v 2000; "$blip2" -m $opt $good >"$tmp/out" 2>"$tmp/err"); code=$?
+    (ulimit -v 2000; "$blip2" --device cpu -m $opt $good >"$tmp/out" 2>"$tmp/err"); code=$?
     [ $code -ne 0 ] && ok || bad "2 MB of address space are enough?"
 fi
 
@@ -422,7 +419,7 @@ fi
 set --
 for i in 1 2 3 4 5 6 7 8 9 10; do set -- "$@" $good $good $good $good $good $good $good $good $good $good; done
 set -- "$@" "$@" "$@" "$@" "$@" "$@" "$@" "$@" "$@" "$@"
-"$blip2" -m $opt --min-tokens 30 -t 1 "$@" "$@" "$@" "$@" "$@" >"$tmp/out" 2>"$tmp/err" &
+"$blip2" --device cpu -m $opt --min-tokens 30 -t 1 "$@" "$@" "$@" "$@" "$@" >"$tmp/out" 2>"$tmp/err" &
 pid=$!
 for i in 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20; do
     [ -s "$tmp/out" ] && break
@@ -433,5 +430,4 @@ wait $pid
 code=$?
 if [ $code -eq 130 ] && [ -s "$tmp/out" ]; then ok; else bad "SIGINT: exit code $code, $(wc -l <"$tmp/out") lines"; fi
 
-echo "$passed passed, $failed failed, $skipped skipped"
-[ $failed -eq 0 ]
+tally

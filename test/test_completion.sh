@@ -2,13 +2,10 @@
 # test/test_completion.sh BLIP2: what is printed from the table of options: the manual page is the one in doc/ and
 # formats without complaint; bash and fish, given the completions, complete; zsh finds nothing wrong with its own.
 # Shells and formatters that are not installed are counted skips.
-blip2=$1 passed=0 failed=0 skipped=0
-tmp=$(mktemp -d) || exit 1
-trap 'rm -rf "$tmp"' EXIT
-ok() { passed=$((passed + 1)); }
-bad() { failed=$((failed + 1)); echo "FAIL $*" >&2; }
+. test/count.sh
+blip2=$1
 # have PROGRAM: is it there? if not, a counted skip
-have() { command -v "$1" >/dev/null || { skipped=$((skipped + 1)); echo "SKIP no $1" >&2; false; }; }
+have() { command -v "$1" >/dev/null || { skip "no $1"; false; }; }
 
 "$blip2" --man >"$tmp/blip2.1"
 if cmp -s "$tmp/blip2.1" doc/blip2.1; then ok; else bad "doc/blip2.1 is out of date: make doc/blip2.1"; fi
@@ -83,5 +80,4 @@ EOT
     timeout 20 zsh -f "$tmp/type.zsh" "$tmp" >"$tmp/out" 2>&1 && ok ||
         bad "zsh completes '--bea' to '$(cat "$tmp/line")'"
 fi
-echo "$passed passed, $failed failed, $skipped skipped"
-[ $failed -eq 0 ] && [ $passed -gt 0 ]
+tally

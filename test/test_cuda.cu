@@ -1,7 +1,7 @@
 // test/test_cuda.cu: the CUDA backend against the CPU path: stages, tokens, and each launcher on odd shapes.
 //
 // In order: dense layers of every dtype; attention over sequences; the rest (cuda_passes.h, cuda_layer_tests.h); whole
-// models (tiny ones, fixtures of every dtype, the demo): stages, tokens, two runs that must agree to the bit. Built by nvcc
+// models (tiny ones, fixtures of every dtype, the demo): stages, tokens, two runs that must agree to the bit. By nvcc
 // for a card (make test-cuda) and by g++ for the simulator (make test-cuda-sim). blip2.cu is included, so that its
 // launchers can be called. Arguments: parts of the names of the tests that are to run.
 // Not here: speed (dev/cuda/), what is chosen from given logits (test_generate.c).
@@ -67,7 +67,7 @@ static void test_dense(int dtype, int form, int rows, int OC, int C, int act, bo
     if (shared_most) dev.shared_most = shared_most;
     Lt lt = {};
     const size_t workspace = form == 4 ? 1 << 18 : 1 << 16;
-    Buffer scratch = buffer_of(workspace, NULL), tickets = buffer_of(64 * sizeof(int), NULL);   // as many as it has units
+    Buffer scratch = buffer_of(workspace, NULL), tickets = buffer_of(64 * sizeof(int), NULL);   // one for each unit
     CUDA_CHECK(cudaMemset(at<void>(tickets), 0, tickets.bytes));
     dev.partial = at<float>(scratch), dev.partial_bytes = workspace, dev.tickets = at<int>(tickets);
     if (form < 2) {

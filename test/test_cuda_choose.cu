@@ -1,37 +1,15 @@
 // test/test_cuda_choose.cu: the choice of tokens on the device (cuda_choose.cuh) against generate.c, step by step.
 //
-// In order: a device's Search with canaries around everything; a fake model; one case, both sides; the cases: ways of
+// In order: a fake model; one case, both sides; the cases: ways of
 // choosing, odd vocabularies, ties, -Inf, NaN, end tokens. Nothing may differ, to the last bit: sums have one order.
 // Built by nvcc (make test-cuda) and for the simulator (make test-cuda-sim). Not here: a model (test_cuda.cu).
 #include "../cuda_choose.cuh"
-#include "check.h"
+#include "cuda_guarded.h"
 #include "cuda_no_gpu.h"
 
 #include <unistd.h>
-#include <vector>
 
-static Tally tally;
-
-enum { GUARD = 256, MOST_R = 16, MOST_NEW = 12 };
-
-// Device memory between canaries, NaN inside.
-struct Guarded {
-    uint8_t *base;
-    size_t bytes;
-    explicit Guarded(size_t n) : base(NULL), bytes(n) {
-        CUDA_CHECK(cudaMalloc((void **)&base, n + 2 * GUARD));
-        CUDA_CHECK(cudaMemset(base, 0xFF, n + 2 * GUARD));
-    }
-    template <typename T> T *at() const { return (T *)(base + GUARD); }
-    void close(const char *what) {
-        std::vector<uint8_t> host(bytes + 2 * GUARD);
-        CUDA_CHECK(cudaMemcpy(host.data(), base, host.size(), cudaMemcpyDeviceToHost));
-        int bad = 0;
-        for (int i = 0; i < GUARD; i++) bad += host[i] != 0xFF || host[host.size() - 1 - i] != 0xFF;
-        EXPECT(&tally, bad == 0, "%s: %d bytes beside the memory were written", what, bad);
-        CUDA_CHECK(cudaFree(base));
-    }
-};
+enum { MOST_R = 16, MOST_NEW = 12 };
 
 static uint64_t mix(uint64_t z) {        // splitmix64
     z += 0x9E3779B97F4A7C15u;
@@ -67,14 +45,13 @@ static bool run_case(const Case *c, bool shift) {
     const int ids[4][7] = {{1, 2, 1, 3, 1, 2, 0}, {2, 2, 2, 0, 5, -1, V}, {0}, {3, 1, 3, 1, 3, 1, 3}};
     const int n_ids[4] = {6, 7, 1, 7};
     const int *seen[4] = {ids[0], ids[1], ids[2], ids[3]}, *there[4];
-    Guarded block(bytes), ints(sizeof ids), lines(2 * R * MOST_NEW * sizeof(int));
-    Guarded small((1 + 4 * MOST_R) * sizeof(int));
-    Guarded logits((size_t)R * V * 4), values((size_t)R * V * 4), scratch((size_t)R * V * 4);
-    for (int i = 0; i < 4; i++) there[i] = ints.at<int>() + 7 * i;
-    CUDA_CHECK(cudaMemcpy(ints.at<int>(), ids, sizeof ids, cudaMemcpyHostToDevice));
+    const size_t floats = (size_t)R * V * 4;
     std::vector<int> fixed(4 * MOST_R + 1, 0);               // t, position, slot, n_prompt, prompt_of
     for (int r = 0; r < R; r++) fixed[1 + 3 * MOST_R + r] = r / K;
-    CUDA_CHECK(cudaMemcpy(small.at<int>(), fixed.data(), fixed.size() * sizeof(int), cudaMemcpyHostToDevice));
+    Buffer block = buffer_of(bytes, NULL), lines = buffer_of(2 * R * MOST_NEW * sizeof(int), NULL);
+    Buffer ints = buffer_of(sizeof ids, ids), small = buffer_of(fixed.size() * sizeof(int), fixed.data());
+    Buffer logits = buffer_of(floats, NULL), values = buffer_of(floats, NULL), scratch = buffer_of(floats, NULL);
+    for (int i = 0; i < 4; i++) there[i] = at<int>(ints) + 7 * i;
     for (int side = 0; side < 2; side++) {
         mem[side] = aligned_alloc(64, bytes);
         memset(mem[side], 0, bytes);
@@ -82,11 +59,11 @@ static bool run_case(const Case *c, bool shift) {
         search_begin(s[side], &c->how, seen, n_ids, c->B);
     }
     std::vector<uint8_t> copy(search_export_bytes(s[1])), state(search_state_bytes(s[1]));
-    search_export(copy.data(), s[1], block.at<void>(), there);
-    CUDA_CHECK(cudaMemcpy(block.at<void>(), copy.data(), copy.size(), cudaMemcpyHostToDevice));
-    Search *device = block.at<Search>();
+    search_export(copy.data(), s[1], at<void>(block), there);
+    CUDA_CHECK(cudaMemcpy(at<void>(block), copy.data(), copy.size(), cudaMemcpyHostToDevice));
+    Search *device = at<Search>(block);
     const Search parts = *(const Search *)copy.data();       // its pointers
-    int *t_at = small.at<int>();
+    int *t_at = at<int>(small);
 
     std::vector<float> x((size_t)R * V);
     for (int b = 0; b < c->B; b++) fake_logits(x.data() + (size_t)b * V, c, b, 0, 0);
@@ -95,13 +72,13 @@ static bool run_case(const Case *c, bool shift) {
     while (search_step(s[0], &step[0], x.data()) && steps < MOST_NEW) {
         std::vector<float> y = x;
         if (shift) for (float &v : y) v = -v;
-        CUDA_CHECK(cudaMemcpy(logits.at<float>(), y.data(), y.size() * 4, cudaMemcpyHostToDevice));
-        choose(0, device, t_at, values.at<float>(), scratch.at<float>(), logits.at<float>(), lines.at<int>(), R,
+        CUDA_CHECK(cudaMemcpy(at<float>(logits), y.data(), y.size() * 4, cudaMemcpyHostToDevice));
+        choose(0, device, t_at, at<float>(values), at<float>(scratch), at<float>(logits), at<int>(lines), R,
                MOST_NEW, c->how.beams > 1, c->B, R);
-        LAUNCH(advance_kernel, dim3(R), dim3(64), 0, 0, lines.at<int>(), t_at + 1, t_at + 1 + MOST_R, t_at,
+        LAUNCH(advance_kernel, dim3(R), dim3(64), 0, 0, at<int>(lines), t_at + 1, t_at + 1 + MOST_R, t_at,
                parts.now_parent, t_at + 1 + 2 * MOST_R, t_at + 1 + 3 * MOST_R, R, MOST_NEW);
         CUDA_CHECK(cudaDeviceSynchronize());
-        CUDA_CHECK(cudaMemcpy(state.data(), block.at<uint8_t>() + search_state_at(s[1]), state.size(),
+        CUDA_CHECK(cudaMemcpy(state.data(), at<uint8_t>(block) + search_state_at(s[1]), state.size(),
                               cudaMemcpyDeviceToHost));
         search_take(s[1], &step[1], state.data());
         const size_t n = R * sizeof(int);
@@ -119,7 +96,10 @@ static bool run_case(const Case *c, bool shift) {
                  differ(h.tokens, g.tokens, h.n * sizeof(int)) || differ(h.logprobs, g.logprobs, (h.n + h.stopped) * 4);
         wrong += (c->kind == NANS) != h.broken;
     }
-    for (Guarded *g : {&block, &ints, &lines, &small, &logits, &values, &scratch}) g->close(c->name);
+    for (const Buffer *b : {&block, &ints, &lines, &small, &logits, &values, &scratch}) {
+        std::vector<uint8_t> end(b->bytes);
+        fetch(end.data(), *b, c->name);
+    }
     for (void *m : mem) free(m);
     if (wrong && !shift) fprintf(stderr, "%s, V %d, kind %d: step %d of %d rows\n", c->name, V, c->kind, steps, R);
     return wrong == 0;

@@ -7,27 +7,24 @@
 # nothing on stdout but whole lines of the right answer (what failed is left out, the rest is done). SAN=1 leaves out
 # what address sanitizers cannot do.
 
-blip2=$1 passed=0 failed=0 skipped=0
+. test/count.sh
+blip2=$1
 opt=test/data/tiny_opt.bin t5=test/data/tiny_t5.bin images=test/data/images
 good=$images/png-type2-8bit.png
 faults=$(dirname "$blip2")/faults.so
-tmp=$(mktemp -d) || exit 1
 pid=
 trap '[ -n "$pid" ] && kill "$pid" 2>/dev/null; rm -rf "$tmp"' EXIT
 LC_ALL=C
 export LC_ALL
 
-ok() { passed=$((passed + 1)); }
-bad() { failed=$((failed + 1)); echo "FAIL $*" >&2; }
-skip() { skipped=$((skipped + 1)); echo "SKIP $*" >&2; }
 
 in=/dev/null
-# with "VARIABLE=VALUE..." ARGUMENTS...: leaves $code, $tmp/out and $tmp/err
+# with "VARIABLE=VALUE..." ARGUMENTS...: leaves $code, $tmp/out and $tmp/err; --quiet: only what went wrong is on stderr
 with() {
     faulty=$1
     shift
     # shellcheck disable=SC2086  # several variables
-    timeout -k 1 20 env LD_PRELOAD="$faults" $faulty "$blip2" "$@" <"$in" >"$tmp/out" 2>"$tmp/err"
+    timeout -k 1 20 env LD_PRELOAD="$faults" $faulty "$blip2" --quiet "$@" <"$in" >"$tmp/out" 2>"$tmp/err"
     code=$?
 }
 # Is each line of $tmp/out, the newline included, one that should be there, in the right order, or a JSON error?
@@ -133,16 +130,16 @@ fi
 # ----------------------------------------------------------------------------------------------------------
 # Where answers go. /dev/full takes nothing; a limit on file sizes stands for a disk that fills up.
 
-"$blip2" -m $opt $good >/dev/full 2>"$tmp/err"
+"$blip2" --quiet -m $opt $good >/dev/full 2>"$tmp/err"
 code=$?
 if [ $code -eq 1 ] && grep -q 'standard output' "$tmp/err"; then ok; else bad "/dev/full: $code $(cat "$tmp/err")"; fi
-"$blip2" -m $opt $good >&- 2>"$tmp/err"
+"$blip2" --quiet -m $opt $good >&- 2>"$tmp/err"
 code=$?
 if [ $code -eq 1 ] && grep -q 'closed' "$tmp/err"; then ok; else bad "closed stdout: $code $(cat "$tmp/err")"; fi
-"$blip2" -m $opt $good 2>&- >"$tmp/out" </dev/null
+"$blip2" --quiet -m $opt $good 2>&- >"$tmp/out" </dev/null
 code=$?
 if [ $code -eq 0 ] && [ -s "$tmp/out" ]; then ok; else bad "closed stderr: $code"; fi
-(ulimit -f 8; exec "$blip2" -m $opt --dump "$tmp/small" $good) >/dev/null 2>"$tmp/err"
+(ulimit -f 8; exec "$blip2" --quiet -m $opt --dump "$tmp/small" $good) >/dev/null 2>"$tmp/err"
 code=$?
 if [ $code -eq 1 ] && grep -q 'small' "$tmp/err" && [ ! -e "$tmp/small" ]; then ok
 else bad "--dump on a full disk: $code $(cat "$tmp/err"), left: $(ls "$tmp" | grep small)"; fi
@@ -156,7 +153,7 @@ for model in $opt $t5; do
     cp $model "$odd"
     rm -f "$tmp/fifo"
     mkfifo "$tmp/fifo"
-    "$blip2" -m "$odd" - <"$tmp/fifo" >"$tmp/out" 2>"$tmp/err" &
+    "$blip2" --quiet -m "$odd" - <"$tmp/fifo" >"$tmp/out" 2>"$tmp/err" &
     pid=$!
     exec 3>"$tmp/fifo"
     tries=0
@@ -196,13 +193,12 @@ bomb() {
 }
 for kind in png gif bmp rle ppm jpg webp; do
     bomb $kind >"$tmp/bomb.$kind"
-    if [ -n "$SAN" ]; then "$blip2" -m $opt "$tmp/bomb.$kind" >"$tmp/out" 2>"$tmp/err"
-    else (ulimit -v 400000; exec "$blip2" -t 1 -m $opt "$tmp/bomb.$kind") >"$tmp/out" 2>"$tmp/err"; fi
+    if [ -n "$SAN" ]; then "$blip2" --quiet -m $opt "$tmp/bomb.$kind" >"$tmp/out" 2>"$tmp/err"
+    else (ulimit -v 400000; exec "$blip2" --quiet -t 1 -m $opt "$tmp/bomb.$kind") >"$tmp/out" 2>"$tmp/err"; fi
     code=$?
     if [ $code -eq 1 ] && [ "$(wc -l <"$tmp/err")" -eq 1 ] && grep -q 'more than the limit of' "$tmp/err"; then ok
     elif [ $kind = webp ] && grep -q 'this build cannot read' "$tmp/err"; then skip "WebP is not built in"
     else bad "60000 x 60000 pixels of $kind: exit code $code: $(cat "$tmp/err")"; fi
 done
 
-echo "$passed passed, $failed failed, $skipped skipped"
-[ $failed -eq 0 ]
+tally

@@ -4,12 +4,8 @@
 # Runs make with the variables of the make that runs this test, so that it installs the flavour under test.
 
 case $1 in /*) blip2=$1 ;; *) blip2=$PWD/$1 ;; esac
-passed=0 failed=0 skipped=0
-tmp=$(mktemp -d) || exit 1
-trap 'rm -rf "$tmp"' EXIT
+. test/count.sh
 unset MAKEFLAGS MFLAGS MAKELEVEL
-ok() { passed=$((passed + 1)); }
-bad() { failed=$((failed + 1)); echo "FAIL $*" >&2; }
 # answers WHAT COMMAND...: it succeeds and writes something
 answers() {
     what=$1
@@ -17,7 +13,6 @@ answers() {
     if "$@" >"$tmp/out" 2>"$tmp/err" && [ -s "$tmp/out" ]; then ok; else bad "$what: $(cat "$tmp/out" "$tmp/err")"; fi
 }
 that() { what=$1; shift; if "$@" >"$tmp/out" 2>&1; then ok; else bad "$what: $(cat "$tmp/out")"; fi; }
-skip() { skipped=$((skipped + 1)); echo "SKIP $*" >&2; }
 
 prefix=$tmp/dest/opt/blip2
 image=$PWD/test/data/tiny_0.png
@@ -57,5 +52,4 @@ cd "$OLDPWD" || exit 1
 that "make uninstall" make -s uninstall DESTDIR="$tmp/dest" PREFIX=/opt/blip2
 that "nothing is left: $(find "$tmp/dest" ! -type d)" test -z "$(find "$tmp/dest" ! -type d)"
 that "nor the folder of its own" test ! -e "$prefix/share/blip2"
-echo "$passed passed, $failed failed, $skipped skipped"
-[ $failed -eq 0 ] && [ $passed -gt 0 ]
+tally

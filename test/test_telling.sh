@@ -3,12 +3,7 @@
 # bar on a terminal (which `script` makes), which is nowhere else. What the bar looks like is in test_progress.c.
 
 case $1 in /*) blip2=$1 ;; *) blip2=$PWD/$1 ;; esac
-passed=0 failed=0 skipped=0
-tmp=$(mktemp -d) || exit 1
-trap 'rm -rf "$tmp"' EXIT
-ok() { passed=$((passed + 1)); }
-bad() { failed=$((failed + 1)); echo "FAIL $*" >&2; }
-skip() { skipped=$((skipped + 1)); echo "SKIP $*" >&2; }
+. test/count.sh
 # has FILE PATTERN: some line matches the extended regular expression; lacks: none does
 has() { if grep -qE -e "$2" "$1"; then ok; else bad "no '$2' in: $(cat -v "$1")"; fi; }
 lacks() { if grep -qE -e "$2" "$1"; then bad "'$2' in: $(cat -v "$1")"; else ok; fi; }
@@ -20,7 +15,7 @@ for model in opt t5; do
     for line in "^file  *$file, [0-9.]* [KM]B$" '^parameters  *[0-9]+ in [0-9]+ tensors: .* f32 \([0-9.]+ [KM]?B' \
         '^vision tower  *[0-9]+ blocks' '^Q-Former .* queries' '^language model .*decoder layers' '^tokenizer .* ids' \
         '^defaults  *-b 5 -n 30' '^prompt  *""$' '^preprocessing .* mean 0\.48' '^memory, CPU .* beside' \
-        '^memory, GPU'; do
+        '^memory, GPU' '^device  *c'; do
         has "$tmp/out" "$line"
     done
     "$blip2" -m $file --info --json >"$tmp/json" 2>"$tmp/err" && [ "$(wc -l <"$tmp/json")" -eq 1 ] && ok || bad "--json"
@@ -50,7 +45,7 @@ has "$tmp/err" '^device: c'
 has "$tmp/err" '^speed: [0-9.]+ tokens/s, decoding read [0-9.]+ GB/s of weights'
 has "$tmp/err" '^memory: [0-9.]+ MB at most'
 lacks "$tmp/err" 'images/s|s/image'
-"$blip2" -m test/data/tiny_opt.bin $a $b >"$tmp/out" 2>"$tmp/err"
+"$blip2" --device cpu -m test/data/tiny_opt.bin $a $b >"$tmp/out" 2>"$tmp/err"
 [ -s "$tmp/err" ] && bad "without -v on stderr: $(cat "$tmp/err")" || ok
 
 # in a chat as well: the picture is encoded once, and each answer decoded
@@ -75,7 +70,8 @@ shell=
 on_terminal() {
     out=$1 term=$2
     shift 2
-    TERM=$term script -qefc "'$blip2' -m test/data/tiny_opt.bin $* $shell" /dev/null </dev/null >"$out" 2>&1
+    TERM=$term script -qefc "'$blip2' --device cpu -m test/data/tiny_opt.bin $* $shell" /dev/null </dev/null \
+        >"$out" 2>&1
 }
 if script -qefc true /dev/null </dev/null >/dev/null 2>&1; then
     esc=$(printf '\033')
@@ -103,5 +99,4 @@ if script -qefc true /dev/null </dev/null >/dev/null 2>&1; then
     on_terminal "$tmp/out" xterm $a absent.png $a
     has "$tmp/out" "$esc\[K.?blip2: absent\.png: "
 else skip "no script program that makes a terminal"; fi
-echo "$passed passed, $failed failed, $skipped skipped"
-[ $failed -eq 0 ] && [ $passed -gt 0 ]
+tally

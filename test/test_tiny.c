@@ -227,8 +227,9 @@ static void test_negative(Tally *tally) {
 int main(void) {
     Tally tally = {0};
     static const char *const names[] = {"opt", "t5", "opt_int8", "t5_int4"};
+    const char *slow = getenv("SAN");     // with sanitizers only three threads: what one reads they read too
     for (int i = 0; i < 4; i++) {
-        test_answers(&tally, names[i], 1);
+        if (!slow || !*slow) test_answers(&tally, names[i], 1);
         test_answers(&tally, names[i], 3);
         if (i < 2) test_samples(&tally, names[i]);
     }

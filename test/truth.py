@@ -80,10 +80,14 @@ class Truth:
         return ids + [1] if self.t5 else [self.config.text_config.bos_token_id] + ids
 
     def inputs(self, pixels, prompt_ids):
-        """What Blip2Processor would hand to generate(): placeholders for the queries, then the prompt. pixels (B,3,S,S)."""
+        """What Blip2Processor would hand to generate(): placeholders for the queries, then the prompt.
+
+        pixels (B,3,S,S)
+        """
         image = [self.config.image_token_index] * self.config.num_query_tokens
         ids = torch.tensor([image + list(prompt_ids)] * len(pixels), device=self.device)
-        return {"pixel_values": torch.from_numpy(pixels).to(self.device), "input_ids": ids, "attention_mask": torch.ones_like(ids)}
+        return {"pixel_values": torch.from_numpy(pixels).to(self.device), "input_ids": ids,
+                "attention_mask": torch.ones_like(ids)}
 
     def watched(self):
         """Name -> module of every stage that --dump writes, in order of execution."""
@@ -113,8 +117,8 @@ class Truth:
                 if name not in seen:   # the vision model applies post_layernorm once more to CLS; T5 goes on decoding
                     seen[name] = out.float().cpu().numpy().reshape(-1, out.shape[-1]).copy()
             hooks.append(module.register_forward_hook(keep))
-        out = self.model.generate(**self.inputs(pixels[None], prompt_ids), max_new_tokens=1, num_beams=1, do_sample=False,
-                                  return_dict_in_generate=True, output_logits=True)
+        out = self.model.generate(**self.inputs(pixels[None], prompt_ids), max_new_tokens=1, num_beams=1,
+                                  do_sample=False, return_dict_in_generate=True, output_logits=True)
         for hook in hooks:
             hook.remove()
         seen["logits"] = out.logits[0][0].float().cpu().numpy()

@@ -49,7 +49,7 @@ def build(first, vocab, image_token, seed):
 
 @torch.no_grad()
 def borrow(net, oracle, tok, words, colours):
-    """Before training, a noun's or colour's token is what the oracle writes of it, and the projection lets that through.
+    """Before training, a noun's or colour's token is what the oracle writes of it; the projection lets that through.
 
     To find the noun of a question among the queries then takes comparing equal things. Without it "is there a cat?"
     was still answered by chance after 100,000 scenes of 161 nouns.

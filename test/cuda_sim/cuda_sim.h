@@ -22,6 +22,8 @@
 
 #undef __launch_bounds__
 #define __launch_bounds__(...)
+#undef __constant__
+#define __constant__ __attribute__((section("sim_constant")))   // so that launches can count their bytes
 #define SIM_SITE const char *file = __builtin_FILE(), int line = __builtin_LINE()
 
 // ---------------------------------------------------------------------------------------------------------
@@ -31,6 +33,7 @@
 void sim_seed(uint64_t seed);            // of every random order from now on; at the start it is $SIM_SEED or 1
 void sim_device(int capability);         // 80 or 90: the limits that launches are held to; at the start $SIM_CC or 80
 void sim_memory(size_t bytes);           // how much device memory there is
+void sim_constant(size_t bytes);         // as if there were so many bytes of __constant__ variables more
 size_t sim_unfreed();                    // device and pinned allocations that were not freed
 [[noreturn]] void sim_fail(const char *kind, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
 
@@ -247,7 +250,8 @@ static inline void mma_m16n8k16_bf16(float d[4], const uint32_t a[4], const uint
 
 static inline unsigned fma_bf16x2(unsigned a, unsigned b, unsigned c) {   // rounds twice where a float cannot hold it
     const auto one = [=](int at) {
-        return fmaf(bf16_to_f32((uint16_t)(a >> at)), bf16_to_f32((uint16_t)(b >> at)), bf16_to_f32((uint16_t)(c >> at)));
+        return fmaf(bf16_to_f32((uint16_t)(a >> at)), bf16_to_f32((uint16_t)(b >> at)),
+                    bf16_to_f32((uint16_t)(c >> at)));
     };
     return pack_bf16(one(0), one(16));
 }

@@ -3,7 +3,9 @@
 // In order: launches and the limits that they are held to, copies and fills, memory, devices.
 // Not here: when any of it is done (cuda_sim_streams.cpp).
 #include "sim_host.h"
+#include <dlfcn.h>
 #include <map>
+#include <set>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -20,6 +22,13 @@ struct SimLaunch {
 
 // ---------------------------------------------------------------------------------------------------------
 // Launches, held to the limits of the device
+
+// __constant__ variables: all lie in one section, whose ends the linker knows (absent: there are none). A module may
+// have 64 KiB of them.
+extern "C" char __start_sim_constant[] __attribute__((weak)), __stop_sim_constant[] __attribute__((weak));
+static const size_t MOST_CONSTANT = 64 * 1024;
+static size_t constant_more;
+void sim_constant(size_t bytes) { constant_more = bytes; }
 
 int sim_capability = 80;
 static std::map<const void *, size_t> dynamic_limit;     // what cudaFuncSetAttribute allowed
@@ -48,11 +57,33 @@ extern "C" cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessor(int *blocks
 // Bytes of arguments, which lie in the constant bank: 32,764 since CUDA 12.1 on sm_70 and newer, before that 4,096.
 static const size_t MOST_ARGUMENTS = CUDART_VERSION >= 12010 ? 32764 : 4096;
 
+// $SIM_LAUNCHES: a file that gets a line for each kernel, number of threads and dynamic shared memory that was
+// launched, once each: "SYMBOL THREADS BYTES" (dev/cuda/report --launches reads it). Programs need -rdynamic.
+static void note_launch(const SimLaunch *l) {
+    static const char *path = getenv("SIM_LAUNCHES");
+    static FILE *file = path ? fopen(path, "a") : NULL;
+    static std::set<std::string> seen;
+    if (!path) return;
+    Dl_info info;
+    if (!file) sim_fail("host", "SIM_LAUNCHES: cannot write %s", path);
+    if (!dladdr(l->kernel, &info) || !info.dli_sname) sim_fail("host", "SIM_LAUNCHES: no symbol of %s", l->name);
+    const unsigned threads = l->block.x * l->block.y * l->block.z;
+    const std::string line = info.dli_sname + (" " + std::to_string(threads)) + " " + std::to_string(l->smem_bytes);
+    if (!seen.insert(line).second) return;
+    fprintf(file, "%s\n", line.c_str());
+    fflush(file);
+}
+
 cudaError_t sim_enqueue(const SimLaunch *l, std::shared_ptr<const void> call, size_t call_bytes,
                         void (*run)(const void *)) {
     Guard guard(sim_lock);
     const dim3 &g = l->grid, &b = l->block;
     char why[300] = "";
+    const size_t constant = (size_t)(__stop_sim_constant - __start_sim_constant) + constant_more;
+    if (constant > MOST_CONSTANT) {
+        sim_fail("limits", "%s: %zu bytes of __constant__ variables, %zu are allowed", l->name, constant,
+                 MOST_CONSTANT);
+    }
     if (!g.x || !g.y || !g.z || g.x > 0x7FFFFFFFu || g.y > 65535 || g.z > 65535) {
         snprintf(why, sizeof why, "%s: grid (%u,%u,%u)", l->name, g.x, g.y, g.z);
     } else if (!b.x || !b.y || !b.z || b.x > 1024 || b.y > 1024 || b.z > 64 || b.x * b.y * b.z > 1024) {
@@ -69,6 +100,7 @@ cudaError_t sim_enqueue(const SimLaunch *l, std::shared_ptr<const void> call, si
         sim_fail("limits", "%s: more blocks than the simulator can run", l->name);
     }
     if (*why) return sim_refuse(cudaErrorInvalidValue, why);
+    note_launch(l);
     size_t both = l->smem_bytes > 48 * 1024 ? sim_smem_optin(sim_capability) : 48 * 1024;
     if (dynamic_limit.count(l->kernel)) both = sim_smem_optin(sim_capability);
     auto k = std::make_shared<Kernel>(Kernel{l->kernel, l->name, l->file, l->line, g, b, l->smem_bytes, both, call,

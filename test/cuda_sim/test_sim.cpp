@@ -333,11 +333,27 @@ template <int BYTES> __global__ void big_argument(Big<BYTES>) { }
 __global__ void nothing() { }
 __global__ void much_static() { SHARED(char, s, [49153]); s[0] = 1; }
 template <int BYTES> static void run_big_argument() { LAUNCH(big_argument<BYTES>, 1, 1, 0, 0, Big<BYTES>{}); }
-static void run_big_block() { LAUNCH(nothing, 1, 1025, 0, 0); }
-static void run_big_grid() { LAUNCH(nothing, dim3(1, 65536), 1, 0, 0); }
-static void run_no_grid() { LAUNCH(nothing, 0, 1, 0, 0); }
+template <unsigned X, unsigned Y, unsigned Z> static void run_block() { LAUNCH(nothing, 1, dim3(X, Y, Z), 0, 0); }
+template <unsigned X, unsigned Y, unsigned Z> static void run_grid() { LAUNCH(nothing, dim3(X, Y, Z), 1, 0, 0); }
 static void run_much_static() { LAUNCH(much_static, 1, 1, 0, 0); }
 static void run_no_opt_in() { LAUNCH(nothing, 1, 1, 49153, 0); }
+__global__ void both_kinds(char *x) { SHARED(char, s, [1024]); s[0] = *x; *x = s[0]; }
+template <size_t BYTES> static void run_both_kinds() {
+    LAUNCH(both_kinds, 1, 1, BYTES, 0, device_array(1, "x"));
+}
+// As much constant memory as there may be.
+__constant__ int TABLE[16384] = {1, 2, 3};
+template <int WRITE> __global__ void read_constant(int *x) {
+    if (WRITE) TABLE[0] = 7;
+    x[threadIdx.x] = TABLE[threadIdx.x];
+}
+template <int WRITE, size_t MORE> static void run_constant() {
+    int x[4], *d = device_array(4, (int *)NULL);
+    sim_constant(MORE);
+    LAUNCH(read_constant<WRITE>, 1, 4, 0, 0, d);
+    fetch(x, d, 4);
+    DEMAND(x[0] == 1 && x[2] == 3 && x[3] == 0);
+}
 template <int CC> static void run_opt_in() {
     sim_device(CC);
     CUDA_CHECK(cudaFuncSetAttribute((const void *)nothing, cudaFuncAttributeMaxDynamicSharedMemorySize, 227 * 1024));
@@ -397,9 +413,23 @@ int main(int argc, char **argv) {
     scenario("misaligned ldmatrix", run_multiply<2>, "misaligned");
     scenario("arguments", run_big_argument<32764>, NULL);
     scenario("too many arguments", run_big_argument<32765>, "arguments");
-    scenario("block size", run_big_block, "block (1025");
-    scenario("grid size", run_big_grid, "grid (1,65536");
-    scenario("empty grid", run_no_grid, "grid (0");
+    scenario("largest blocks", run_block<1024, 1, 1>, NULL);
+    scenario("largest deep block", run_block<4, 4, 64>, NULL);
+    scenario("block size", run_block<1025, 1, 1>, "block (1025,1,1)");
+    scenario("block height", run_block<1, 1025, 1>, "block (1,1025,1)");
+    scenario("block depth", run_block<1, 1, 65>, "block (1,1,65)");
+    scenario("threads of a block", run_block<32, 33, 1>, "block (32,33,1)");
+    scenario("empty block", run_block<32, 0, 1>, "block (32,0,1)");
+    scenario("high grid", run_grid<1, 65535, 1>, NULL);
+    scenario("grid width", run_grid<0x80000000u, 1, 1>, "grid (2147483648,1,1)");
+    scenario("grid height", run_grid<1, 65536, 1>, "grid (1,65536,1)");
+    scenario("grid depth", run_grid<1, 1, 65536>, "grid (1,1,65536)");
+    scenario("empty grid", run_grid<0, 1, 1>, "grid (0,1,1)");
+    scenario("constant memory", run_constant<0, 0>, NULL);
+    scenario("constant memory is full", run_constant<0, 1>, "65537 bytes of __constant__ variables");
+    scenario("a kernel writes constant memory", run_constant<1, 0>, "writes");
+    scenario("static and dynamic shared memory", run_both_kinds<49152 - 1024>, NULL);
+    scenario("together too much", run_both_kinds<49152 - 1008>, "1024 static and 48144 dynamic");
     scenario("static shared memory", run_much_static, "static");
     scenario("no opt-in", run_no_opt_in, "dynamic shared memory");
     scenario("opt-in on sm_90", run_opt_in<90>, NULL);
