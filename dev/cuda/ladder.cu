@@ -59,6 +59,7 @@ Ladder ladder_open(int argc, char **argv, const char *operation, const std::vect
     LadderState *st = l.state = new LadderState();
     st->operation = operation;
     st->versions = versions;
+    st->wrong = -1;
     st->copy_gbs = st->multiply_tflops = st->empty_us = -1;
     read_command_line(&l, argc, argv);
     if (st->list) return l;

@@ -23,7 +23,7 @@ struct LadderState {
     std::string operation;
     std::vector<LadderVersion> versions;
     int only;                             // this version alone; 0: all
-    int wrong;                            // a version whose result is made wrong, for tests; 0: none
+    int wrong;                            // a version whose result is made wrong, for tests; -1: none
     bool check, json, list;
     bool rehearse;                        // small shapes through the timing code too
     double copy_gbs, multiply_tflops, empty_us;   // ceilings, and a kernel that does nothing; negative: not measured

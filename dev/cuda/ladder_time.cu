@@ -77,14 +77,14 @@ void measure_ceilings(Ladder *l) {
     st->flush_bytes = rehearse ? 1 << 16 : std::max((size_t)256 << 20, (size_t)l2 * 4);
     CUDA_CHECK(cudaMalloc((void **)&st->flush, st->flush_bytes));
     CUDA_CHECK(cudaMalloc((void **)&st->sink, sizeof *st->sink));
-    CUDA_CHECK(cudaMemset(st->flush, 0, st->flush_bytes));
+    CUDA_CHECK(cudaMemsetAsync(st->flush, 0, st->flush_bytes, l->s));     // the stream waits for no other
     st->empty_us = median_us(l, nullptr, [=] { LAUNCH(empty_kernel, dim3(1), dim3(32), 0, l->s); });
 
     const size_t copy = (size_t)1 << (rehearse ? 16 : 30);
     const int n = rehearse ? 64 : 8192;
     void *p[3];
     for (void *&x : p) CUDA_CHECK(cudaMalloc(&x, copy));
-    for (void *x : p) CUDA_CHECK(cudaMemset(x, 0x11, copy));
+    for (void *x : p) CUDA_CHECK(cudaMemsetAsync(x, 0x11, copy, l->s));
     const double us = median_us(l, nullptr, [&] {
         CUDA_CHECK(cudaMemcpyAsync(p[0], p[1], copy, cudaMemcpyDeviceToDevice, l->s));
     });

@@ -60,7 +60,7 @@ static Searching searching_make(Ladder *l, Step *step, const Choice &how, int B,
         CUDA_CHECK(cudaStreamSynchronize(l->s));
     }
     p.start = ladder_input(l, copy);
-    CUDA_CHECK(cudaMemcpy(p.start, p.device, p.bytes, cudaMemcpyDeviceToDevice));
+    CUDA_CHECK(cudaMemcpyAsync(p.start, p.device, p.bytes, cudaMemcpyDeviceToDevice, l->s));
     CHECK(search_step(p.host, step, logits.data()));
     return p;
 }
