@@ -27,7 +27,7 @@ $(BUILD)/ladder/%.o: dev/cuda/%.cu $(LADDER_HEADERS)
 	$(call SAY,nvcc)$(NVCC) $(LADDER_NVCC) -c -o $@ $<
 
 $(LADDER:%=$(BUILD)/ladder/%): %: %.o $(LADDER_FRAME:%=$(BUILD)/ladder/%.o) $(LADDER_PARTS)
-	$(call SAY,link)$(NVCC) -o $@ $^ -lcublasLt $(PROGRAM_LIBS) $(LIBS)
+	$(call SAY,link)$(NVCC) -o $@ $^ $(NVCC_LIBS)
 
 $(SIM)/ladder/%.o: dev/cuda/%.cu
 	@mkdir -p $(SIM)/ladder

@@ -59,17 +59,18 @@ static __device__ u32 cross_bits(u64 *below, const float *x, const Filter &f, in
 
 // What the threads before this one have together. part (32)
 template <int THREADS> static __device__ u64 scan(u64 mine, u64 *part) {
-    if constexpr (THREADS == 1) return 0;
-    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
     u64 sum = mine;
-    for (int d = 1; d < 32; d *= 2) {
-        const u64 other = __shfl_up_sync(0xFFFFFFFFu, sum, d);
-        if (lane >= d) sum += other;
+    if constexpr (THREADS > 1) {
+        const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+        for (int d = 1; d < 32; d *= 2) {
+            const u64 other = __shfl_up_sync(0xFFFFFFFFu, sum, d);
+            if (lane >= d) sum += other;
+        }
+        __syncthreads();
+        if (lane == 31) part[warp] = sum;
+        __syncthreads();
+        for (int w = 0; w < warp; w++) sum += part[w];
     }
-    __syncthreads();
-    if (lane == 31) part[warp] = sum;
-    __syncthreads();
-    for (int w = 0; w < warp; w++) sum += part[w];
     return sum - mine;
 }
 

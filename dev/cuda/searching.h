@@ -75,13 +75,14 @@ static void searching_restore(cudaStream_t s, const Searching &p) {
 
 // Sum over a block; every thread gets it. shared (32)
 template <int THREADS, typename N> static __device__ N block_add(N x, N *shared) {
-    if constexpr (THREADS == 1) return x;
-    for (int d = 16; d; d /= 2) x += __shfl_xor_sync(0xFFFFFFFFu, x, d);
-    __syncthreads();                      // shared may still be read from the last call
-    if (threadIdx.x % 32 == 0) shared[threadIdx.x / 32] = x;
-    __syncthreads();
-    x = 0;
-    for (int w = 0; w < THREADS / 32; w++) x += shared[w];
+    if constexpr (THREADS > 1) {
+        for (int d = 16; d; d /= 2) x += __shfl_xor_sync(0xFFFFFFFFu, x, d);
+        __syncthreads();                  // shared may still be read from the last call
+        if (threadIdx.x % 32 == 0) shared[threadIdx.x / 32] = x;
+        __syncthreads();
+        x = 0;
+        for (int w = 0; w < THREADS / 32; w++) x += shared[w];
+    }
     return x;
 }
 
@@ -100,12 +101,13 @@ template <int THREADS, typename At> static __device__ double row_total(At at, in
 }
 
 template <int THREADS> static __device__ float row_max(float x, double *shared) {
-    if constexpr (THREADS == 1) return x;
-    for (int d = 16; d; d /= 2) x = fmaxf(x, __shfl_xor_sync(0xFFFFFFFFu, x, d));
-    __syncthreads();
-    if (threadIdx.x % 32 == 0) shared[threadIdx.x / 32] = x;
-    __syncthreads();
-    for (int w = 0; w < THREADS / 32; w++) x = fmaxf(x, (float)shared[w]);
+    if constexpr (THREADS > 1) {
+        for (int d = 16; d; d /= 2) x = fmaxf(x, __shfl_xor_sync(0xFFFFFFFFu, x, d));
+        __syncthreads();
+        if (threadIdx.x % 32 == 0) shared[threadIdx.x / 32] = x;
+        __syncthreads();
+        for (int w = 0; w < THREADS / 32; w++) x = fmaxf(x, (float)shared[w]);
+    }
     return x;
 }
 
