@@ -1,14 +1,14 @@
 #!/bin/sh
 # dev/gpu.sh [--dry-run] [MODEL]: everything that needs a card, in one go on a machine that was lent for it.
 #
-# In order: what the machine is, build, make test-cuda with REQUIRE_GPU=1, the demo model's expected outputs on the
-# card, the ladder (dev/cuda): built, every version checked and timed, PyTorch beside it, the tables written into
+# In order: what the machine is, build, what nvcc made of it (make cuda-report), make test-cuda with REQUIRE_GPU=1, the
+# demo model's expected outputs on the card, the ladder (dev/cuda): built, every version checked and timed, PyTorch beside it, the tables written into
 # doc/kernels.md; compute-sanitizer (memcheck, racecheck), the benchmark (dev/bench_gpu.py MODEL, by default opt-2.7b).
 # Each step has a limit in seconds; one that fails or runs out of time does not keep the others from running. What
 # comes back is in $OUT: log.txt (all output), summary.txt (a line a step), ladder.json, kernels.md, bench.json.
 # STEPS="build test" runs only those, and BUDGET=580 ends it all after so many seconds, for a machine with ten minutes a
 # command, which takes three calls (COMMIT: where the tree came without .git):
-#     BUDGET=580 COMMIT=... STEPS="about build test demo ladder_build ladder peers table" dev/gpu.sh
+#     BUDGET=580 COMMIT=... STEPS="about build report test demo ladder_build ladder peers table" dev/gpu.sh
 #     BUDGET=580 STEPS="build memcheck racecheck" dev/gpu.sh
 #     BUDGET=580 STEPS="build bench" dev/gpu.sh
 # --dry-run shows the steps and asks make whether it knows what it would make; nothing is built or run.
@@ -18,7 +18,7 @@
 cd "$(dirname "$0")/.." || exit 1
 OUT=${OUT:-build/gpu}
 PYTHON=${PYTHON:-python3}
-ALL="about build test demo ladder_build ladder peers table memcheck racecheck bench"
+ALL="about build report test demo ladder_build ladder peers table memcheck racecheck bench"
 STEPS=${STEPS:-$ALL}
 BUDGET=${BUDGET:-0}
 dry=
@@ -82,6 +82,7 @@ sanitizer=$(command -v compute-sanitizer || echo /usr/local/cuda/bin/compute-san
 jobs=$(nproc 2>/dev/null || echo 4)
 step about 30 sh -c 'nvidia-smi; nvcc --version; git log -1 --oneline; uname -a'
 step build 300 make "-j$jobs" CUDA=1 blip2 blip2_cuda.so build/test_cuda build/test_cuda_choose
+step report 60 make cuda-report
 step test 300 env REQUIRE_GPU=1 make test-cuda
 step demo 120 sh -c './blip2 --device cuda -v demo/dogs.png && sh test/test_demo.sh ./blip2'
 step ladder_build 300 make "-j$jobs" CUDA_ARCHS=-arch=native ladder
