@@ -2,8 +2,9 @@
 # dev/gpu.sh [--dry-run] [MODEL]: everything that needs a card, in one go on a machine that was lent for it.
 #
 # In order: what the machine is, build, what nvcc made of it (make cuda-report), make test-cuda with REQUIRE_GPU=1, the
-# demo model's expected outputs on the card, the ladder (dev/cuda): built, every version checked and timed, PyTorch beside it, the tables written into
-# doc/kernels.md; compute-sanitizer (memcheck, racecheck), the benchmark (dev/bench_gpu.py MODEL, by default opt-2.7b).
+# demo model's expected outputs on the card, the ladder (dev/cuda): built, every version checked and timed, PyTorch
+# beside it, the tables written into doc/kernels.md; compute-sanitizer (memcheck, racecheck), the benchmark
+# (dev/bench_gpu.py MODEL, by default opt-2.7b).
 # Each step has a limit in seconds; one that fails or runs out of time does not keep the others from running. What
 # comes back is in $OUT: log.txt (all output), summary.txt (a line a step), ladder.json, kernels.md, bench.json.
 # STEPS="build test" runs only those, and BUDGET=580 ends it all after so many seconds, for a machine with ten minutes a
