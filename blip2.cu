@@ -82,7 +82,7 @@ typedef struct {
     int *step_ints;        // of the token that is fed: its number t, then position (R) and slot (R)
     uint8_t *search_block; // the device's Search
     int *seen_ids;         // (B,TP) see note_seen
-    float *values, *scratch;   // (R,V) for choosing
+    float *values, *scratch;   // for choosing
     // host
     int *host_prompt;                // pinned
     uint8_t *host_export;            // pinned: what the device's Search starts with
@@ -167,7 +167,7 @@ static void plan(Run *r, Plan *a) {
     take(a, &r->search_block, search_bytes(r->lim.B, r->lim.R, r->lim.max_new, c->V), 1, 1, 1);
     take(a, &r->seen_ids,   B, r->TP, 1, I);
     take(a, &r->values,     R, c->V, 1, F);
-    take(a, &r->scratch,    R, c->V, 1, F);
+    take(a, &r->scratch,    R, choose_scratch(c->V, r->lim.R), 1, F);
 }
 
 // Biases of the layers whose result is an activation: the library wants them in its type.
@@ -754,7 +754,7 @@ template <typename T> static void t5_prompts(Run *r, const Pass *p, int b) {
 static void choose_next(Run *r) {
     // logits -> the device's Search, one step further
     choose(r->s, (Search *)r->search_block, fed(r).t, r->values, r->scratch, r->logits, r->line, r->lim.R,
-           r->lim.max_new, r->beams, r->B, r->R);
+           r->lim.max_new, r->beams, r->B, r->R, r->m->config.V);
 }
 
 // One token of every row through the language model, and the choice of the next one: the work of the graph.

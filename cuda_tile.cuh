@@ -1,8 +1,8 @@
 // cuda_tile.cuh: dense layers of more than 64 rows: int8 and int4 weights, and bf16 where the library's tiles fit
 // badly, above all the ViT's 257 rows.
 //
-// In order: weights as bf16 fragments; a step's multiply; sums of blocks that share a tile; tile_kernel; tile_fits, the
-// rule; tile_dense, its launcher.
+// In order: weights as bf16 fragments; a step's multiply; sums of blocks that share a tile, and their way out;
+// tile_kernel; tile_fits, the rule; tile_dense, its launcher.
 //
 // Tensor-core tiles are 64 or 128 rows high, so that 257 rows of x cost as much as 320 or 384. Here the rows of w stand
 // on that side and x on the other, which has steps of 8: three tiles of 88 are 264.
@@ -24,9 +24,9 @@
 // it would be a fifth of that, but would round the products to bf16, so that the same prompt alone and in a batch would
 // be answered with different weights; beside 4 mma (32 cycles of a sm_80 scheduler's tensor core, at best 16 on sm_90)
 // there is room for its 8 multiply-adds. An int8 scale is a whole row's and comes in at the end.
-// Pieces of x are placed so that a read touches every bank once. Bias, activation (the exact GELU, which the library
-// lacks), gate and residual are applied on the way out. Layers with few rows of w split their columns over blocks; the
-// last to finish a tile adds the parts up in order.
+// Pieces of x are placed so that a read touches every bank once. The sums go through shared memory, so that lines of the
+// result are written whole, with bias, activation (the exact GELU, which the library lacks), gate and residual. Layers
+// with few rows of w split their columns over blocks; the last to finish a tile adds the parts up in order.
 // Bytes: w once per 88 rows of x, x once per 128 rows of w, all but the first time from the L2 cache.
 // dense() of blip2.cu takes it, in front of lt_dense, where tile_fits says so.
 // Not here: rows of w that are no multiple of 16 bytes, f32 weights, pixels (gemm_kernel).
@@ -38,6 +38,7 @@
 enum {
     TILE_M = 128, TILE_K = 64, TILE_STAGES = 4,
     TILE_HIGH = 11, TILE_LOW = 8,      // heights, in 8 rows of x
+    TILE_LD = TILE_M + 4,              // floats between rows of sums: two rows further on is eight banks further on
 };
 
 // Bytes of TILE_K columns of a row of w, of one stage of the ring, and sums of a thread.
@@ -106,7 +107,7 @@ template <int W, int NT>
 static __device__ __forceinline__ void tile_step(float (&acc)[2][NT][4], const uint8_t *x, const uint8_t *w,
                                                  const u32 (&scale)[4], int lane) {
     const int g = lane / 4, t = lane % 4;
-    #pragma unroll
+    #pragma unroll (W == DT_INT4 ? 1 : 2)   // int4: or the compiler runs out of registers
     for (int h = 0; h < 2; h++) {
         u32 left[2][2][4];
         float s[2][2];
@@ -159,13 +160,23 @@ template <int NT> static __device__ __forceinline__ bool add_parts(float (&acc)[
     if (ticket != (int)gridDim.z - 1) return false;
     __threadfence();
     #pragma unroll
-    for (int i = 0; i < SUMS; i++) {
-        float sum = 0;
-        for (size_t z = 0; z < gridDim.z; z++)
-            sum += dev.partial[((z * tiles + tile) * SUMS + i) * 128 + threadIdx.x];
-        acc[i / (4 * NT)][i / 4 % NT][i % 4] = sum;
+    for (int i = 0; i < SUMS; i++) acc[i / (4 * NT)][i / 4 % NT][i % 4] = 0;
+    for (size_t z = 0; z < gridDim.z; z++) {
+        const float *part = dev.partial + (z * tiles + tile) * SUMS * 128 + threadIdx.x;
+        #pragma unroll
+        for (int i = 0; i < SUMS; i++) acc[i / (4 * NT)][i / 4 % NT][i % 4] += part[i * 128];
     }
     return true;
+}
+
+// The block's sums to `out` (8*NT, TILE_LD), from where a line of the result is written by neighbouring threads.
+template <int NT> static __device__ __forceinline__ void tile_write(const float (&acc)[2][NT][4], float *out) {
+    const int warp = threadIdx.x / 32, g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
+    #pragma unroll
+    for (int i = 0; i < tile_sums<NT>(); i++) {
+        const int m = i / (4 * NT), n = i / 4 % NT, e = i % 4;
+        out[(n * 8 + t * 2 + e % 2) * TILE_LD + warp * 32 + m * 16 + e / 2 * 8 + g] = acc[m][n][e];
+    }
 }
 
 template <int W, int NT>
@@ -242,21 +253,19 @@ __global__ void __launch_bounds__(128, 2) tile_kernel(Dense d, Device dev, int s
     cp_async_wait<0>();
 
     if (gridDim.z > 1 && !add_parts(acc, dev)) return;
-    #pragma unroll
-    for (int m = 0; m < 2; m++)
-        #pragma unroll
-        for (int n = 0; n < NT; n++)
-            #pragma unroll
-            for (int e = 0; e < 4; e++) {
-                const int row = t0 + n * 8 + t * 2 + e % 2, o = column(m, e / 2, g);
-                if (row >= d.T || o >= d.OC || (d.gated && e >= 2)) continue;
-                float y = acc[m][n][e], gate = acc[m][n][e % 2 + 2];
-                if (W == DT_INT8) {
-                    y *= ((const float *)d.w.scale)[o];
-                    if (d.gated) gate *= ((const float *)d.w.scale)[o + d.OC];
-                }
-                finish<bf16>(d, row, o, y, gate);
-            }
+    __syncthreads();   // nobody reads the ring any more
+    tile_write(acc, (float *)smem);
+    __syncthreads();
+    for (int c = threadIdx.x % per, row = threadIdx.x / per; row < N && t0 + row < d.T; row += 128 / per) {
+        const int o = blockIdx.x * per + c, at = row * TILE_LD + (d.gated ? c / 8 * 16 + c % 8 : c);
+        if (o >= d.OC) break;
+        float y = ((const float *)smem)[at], gate = d.gated ? ((const float *)smem)[at + 8] : 0;
+        if (W == DT_INT8) {
+            y *= ((const float *)d.w.scale)[o];
+            if (d.gated) gate *= ((const float *)d.w.scale)[o + d.OC];
+        }
+        finish<bf16>(d, t0 + row, o, y, gate);
+    }
 }
 
 // Rows of a tile, in eights: the lower ones where they compute a tenth less, as for 89..128 rows. They share a fragment

@@ -69,7 +69,7 @@ static bool run_case(const Case *c, bool shift) {
     const int *seen[4] = {ids[0], ids[1], ids[2], ids[3]}, *there[4];
     Guarded block(bytes), ints(sizeof ids), lines(2 * R * MOST_NEW * sizeof(int));
     Guarded small((1 + 4 * MOST_R) * sizeof(int));
-    Guarded logits((size_t)R * V * 4), values((size_t)R * V * 4), scratch((size_t)R * V * 4);
+    Guarded logits((size_t)R * V * 4), values((size_t)R * V * 4), scratch(R * choose_scratch(V, R) * 4);
     for (int i = 0; i < 4; i++) there[i] = ints.at<int>() + 7 * i;
     CUDA_CHECK(cudaMemcpy(ints.at<int>(), ids, sizeof ids, cudaMemcpyHostToDevice));
     std::vector<int> fixed(4 * MOST_R + 1, 0);               // t, position, slot, n_prompt, prompt_of
@@ -97,7 +97,7 @@ static bool run_case(const Case *c, bool shift) {
         if (shift) for (float &v : y) v = -v;
         CUDA_CHECK(cudaMemcpy(logits.at<float>(), y.data(), y.size() * 4, cudaMemcpyHostToDevice));
         choose(0, device, t_at, values.at<float>(), scratch.at<float>(), logits.at<float>(), lines.at<int>(), R,
-               MOST_NEW, c->how.beams > 1, c->B, R);
+               MOST_NEW, c->how.beams > 1, c->B, R, V);
         LAUNCH(advance_kernel, dim3(R), dim3(64), 0, 0, lines.at<int>(), t_at + 1, t_at + 1 + MOST_R, t_at,
                parts.now_parent, t_at + 1 + 2 * MOST_R, t_at + 1 + 3 * MOST_R, R, MOST_NEW);
         CUDA_CHECK(cudaDeviceSynchronize());
