@@ -224,11 +224,16 @@ __global__ void __launch_bounds__(128, 2) tile_kernel(Dense d, Device dev, int s
         }
     };
 
+    const int going = goes_on(d.going);
     #pragma unroll
     for (int i = 0; i < TILE_STAGES - 1; i++) if (i < steps) fetch_w(i, smem + i * STAGE);
     if (W == DT_INT4) fetch_scales(0);
     pdl_wait();
     pdl_launch();
+    if (!going) {
+        cp_async_wait<0>();
+        return;
+    }
     #pragma unroll
     for (int i = 0; i < TILE_STAGES - 1; i++) {
         if (i < steps) fetch_x(i, smem + i * STAGE);
