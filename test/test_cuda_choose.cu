@@ -69,7 +69,7 @@ static bool run_case(const Case *c, bool shift) {
     const int *seen[4] = {ids[0], ids[1], ids[2], ids[3]}, *there[4];
     Guarded block(bytes), ints(sizeof ids), lines(2 * R * MOST_NEW * sizeof(int));
     Guarded small((1 + 4 * MOST_R) * sizeof(int));
-    Guarded logits((size_t)R * V * 4), values((size_t)R * V * 4), scratch((size_t)R * V * 4);
+    Guarded logits((size_t)R * V * 4), values((size_t)R * V * 4), scratch(R * choose_scratch(V, R) * 4);
     for (int i = 0; i < 4; i++) there[i] = ints.at<int>() + 7 * i;
     CUDA_CHECK(cudaMemcpy(ints.at<int>(), ids, sizeof ids, cudaMemcpyHostToDevice));
     std::vector<int> fixed(4 * MOST_R + 1, 0);               // t, position, slot, n_prompt, prompt_of
@@ -97,7 +97,7 @@ static bool run_case(const Case *c, bool shift) {
         if (shift) for (float &v : y) v = -v;
         CUDA_CHECK(cudaMemcpy(logits.at<float>(), y.data(), y.size() * 4, cudaMemcpyHostToDevice));
         choose(0, device, t_at, values.at<float>(), scratch.at<float>(), logits.at<float>(), lines.at<int>(), R,
-               MOST_NEW, c->how.beams > 1, c->B, R);
+               MOST_NEW, c->how.beams > 1, c->B, R, V);
         LAUNCH(advance_kernel, dim3(R), dim3(64), 0, 0, lines.at<int>(), t_at + 1, t_at + 1 + MOST_R, t_at,
                parts.now_parent, t_at + 1 + 2 * MOST_R, t_at + 1 + 3 * MOST_R, R, MOST_NEW);
         CUDA_CHECK(cudaDeviceSynchronize());
@@ -105,6 +105,9 @@ static bool run_case(const Case *c, bool shift) {
                               cudaMemcpyDeviceToHost));
         search_take(s[1], &step[1], state.data());
         const size_t n = R * sizeof(int);
+        Search there_now;
+        CUDA_CHECK(cudaMemcpy((void *)&there_now, device, sizeof there_now, cudaMemcpyDeviceToHost));
+        wrong += there_now.more != step[0].more;
         wrong += differ(step[0].token, step[1].token, n) + differ(step[0].parent, step[1].parent, n) +
                  differ(step[0].logprob, step[1].logprob, n) + differ(step[0].ended, step[1].ended, n) +
                  (step[0].more != step[1].more);
@@ -118,6 +121,15 @@ static bool run_case(const Case *c, bool shift) {
         wrong += h.n != g.n || h.score != g.score || h.stopped != g.stopped || h.broken != g.broken ||
                  differ(h.tokens, g.tokens, h.n * sizeof(int)) || differ(h.logprobs, g.logprobs, (h.n + h.stopped) * 4);
         wrong += (c->kind == NANS) != h.broken;
+    }
+    if (!wrong && !step[0].more) {      // what is queued behind the end changes nothing
+        std::vector<uint8_t> before(bytes), after(bytes);
+        CUDA_CHECK(cudaMemcpy(before.data(), device, bytes, cudaMemcpyDeviceToHost));
+        choose(0, device, t_at, values.at<float>(), scratch.at<float>(), logits.at<float>(), lines.at<int>(), R,
+               MOST_NEW, c->how.beams > 1, c->B, R, V);
+        CUDA_CHECK(cudaDeviceSynchronize());
+        CUDA_CHECK(cudaMemcpy(after.data(), device, bytes, cudaMemcpyDeviceToHost));
+        wrong += differ(before.data(), after.data(), bytes);
     }
     for (Guarded *g : {&block, &ints, &lines, &small, &logits, &values, &scratch}) g->close(c->name);
     for (void *m : mem) free(m);
@@ -151,6 +163,16 @@ int main(void) {
             add("greedy", greedy, V, 2, kind, 2);
             add("beams", beams, V, 2, kind, 4);
             add("samples", draw, V, 2, kind, 3);
+        }
+    for (int V : {2048, 2049, 4133})          // rows of several slices
+        for (int kind : {TIES, INFINITE}) {
+            Choice greedy = choice_of(1, 1), beams = choice_of(3, 2), draw = choice_of(1, 2);
+            greedy.repeat_penalty = 1.5, greedy.min_new = beams.min_new = 2, beams.no_repeat_ngram = 2;
+            draw.sample = true, draw.top_p = 0.8, draw.top_k = 50;
+            greedy.max_new = draw.max_new = beams.max_new = 2;
+            add("greedy, slices", greedy, V, 1, kind, 2);
+            if (V != 2048) add("beams, slices", beams, V, 1, kind, 4);
+            if (V == 4133) add("samples, slices", draw, V, 1, kind, 3);
         }
     Choice many = choice_of(8, 8), row8 = choice_of(1, 8), single = choice_of(1, 1);
     row8.sample = true, row8.top_p = 0.5;
