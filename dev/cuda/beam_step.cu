@@ -179,11 +179,12 @@ __global__ void __launch_bounds__(THREADS) beam4(Beams p) {
     best_of(p.part + ((size_t)row * PARTS + blockIdx.x) * 2 * p.s->K, p, row, from, end, z, best);
 }
 
-// Version 5: choose() of cuda_choose.cuh. No lists: a radix search over the keys of a row (three histograms of eleven
-// bits in shared memory) gives the value of the 2K-th best, one more pass collects what is above it; then each of the
-// K*2K candidates of a prompt counts those that are better, which is its place. The processors are in the same kernel,
-// and the Search lies on the device, so that no step waits for the host. Bytes moved: the rows once from device
-// memory, and half a dozen times out of L2. Nothing is indexed by unknown numbers but shared memory.
+// Version 5: choose() of cuda_choose.cuh. A row is cut into slices of 2048 logits for a block each, 125 blocks at 5
+// beams. No lists: a radix search over the keys of a slice (three histograms of eleven bits in shared memory) gives the
+// value of its 2K-th best, one more pass collects what is above it; the last block of a row merges the slices, and each
+// of the K*2K candidates of a prompt counts those that are better, which is its place. The processors are in the same
+// kernels, each of which starts while the one ahead ends, and the Search lies on the device, so that no step waits for
+// the host. Bytes moved: the rows once from device memory, and half a dozen times out of L2. Limit: five launches.
 
 static bool launch(const Ladder *l, int version, const Searching &q, const Beams &p) {
     if (version == 5) {
@@ -255,7 +256,7 @@ int main(int argc, char **argv) {
          {"a block per row, 2K searches", "256 loads under way; the row is read 2K + 2 times"},
          {"a block per row, a list per thread", "three passes; lists in local memory, 5 multiprocessors of 132"},
          {"sixteen blocks per row", "80 multiprocessors at 5 beams; four launches"},
-         {"shipped: choose", "radix search for the 2K-th best, no lists; the Search lies on the device"}});
+         {"shipped: choose", "radix search in slices of a row over many blocks, no lists; the Search on the device"}});
     if (l.small) {
         run_case(&l, 1, 2, 5, -1);
         run_case(&l, 2, 3, 37, 4);

@@ -131,7 +131,7 @@ __global__ void dense4(Layer p) {
 
 // Version 5: gemm() of cuda_dense.cuh: tiles of 64 x 64 of both in shared memory, 16 bytes a load, the next tile on
 // its way in registers while this one is multiplied, fragments through ldmatrix. Bytes through L2: w once per 64 rows,
-// x once per 64 columns. It ships for int8 and int4 weights and for shapes that the library has no algorithm for.
+// x once per 64 columns. It ships for pixels and for odd shapes that the library has no algorithm for.
 // Limit: 257 rows are five tiles of 64, of which one has a single row; one step ahead is not far for L2.
 
 // Version 6: tile_dense() of cuda_tile.cuh. Rows of w stand on the side that has steps of 16 and x on the one with

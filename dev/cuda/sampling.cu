@@ -185,10 +185,12 @@ template <int THREADS, bool BUCKETS> __global__ void __launch_bounds__(THREADS) 
     pick<THREADS>(s, row, x, f, z, part);
 }
 
-// Version 4: choose() of cuda_choose.cuh. Values and probabilities are computed once and kept in scratch memory, which
-// the L2 cache holds, so that later passes only compare; repetition penalty, n-grams and minimum length are in the same
-// kernel, and the Search itself lies on the device, so that no step waits for the host. Bytes moved: the row once from
-// device memory, and a dozen times 4*V out of L2.
+// Version 4: choose() of cuda_choose.cuh. The passes over the logits, for the largest and for the sum, are cut into
+// slices of 2048 for a block each; the last block of a row draws, from values and probabilities that are computed once
+// and kept in scratch memory, which the L2 cache holds. Repetition penalty, n-grams and minimum length are in the same
+// kernels, each of which starts while the one ahead ends, and the Search itself lies on the device, so that no step
+// waits for the host. Bytes moved: the row once from device memory, and a dozen times 4*V out of L2. Limit: the
+// drawing, by one multiprocessor per row.
 
 // Small shapes take small blocks: the simulator pays for every thread.
 static bool launch(const Ladder *l, int version, const Searching &p) {
@@ -242,7 +244,7 @@ int main(int argc, char **argv) {
         {{"a thread per row, bit by bit", "as generate.c; 70 passes, each load behind the one before"},
          {"a block per row, bit by bit", "1024 loads under way; still 70 passes with barriers"},
          {"a block per row, histograms", "eleven bits of the key a pass: 3 passes per filter instead of 32"},
-         {"shipped: choose", "probabilities computed once and kept in L2; the Search lies on the device"}});
+         {"shipped: choose", "slices of a row over many blocks, probabilities computed once"}});
     const std::vector<int> rows = l.small ? std::vector<int>{2} : std::vector<int>{1, 5, 32};
     const int V = l.small ? 700 : 50304;
     for (int R : rows) {

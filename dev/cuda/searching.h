@@ -15,7 +15,7 @@ typedef struct {
     Search *host, *device;
     Search parts;                 // the device's pointers
     int *fed_t, *lines;
-    float *values, *scratch;      // (R,V)
+    float *values, *scratch;      // (R,V), (R, choose_scratch)
     float *logits;                // (R,V), of the step that is timed
     uint8_t *start;               // the block as it was before that step
     size_t bytes;
@@ -26,7 +26,8 @@ typedef struct {
 enum { SEARCH_STEPS = 4 };
 
 static void searching_choose(cudaStream_t s, const Searching &p, const float *logits) {
-    choose(s, p.device, p.fed_t, p.values, p.scratch, logits, p.lines, p.R, SEARCH_STEPS, p.beams, p.B, p.R);
+    choose(s, p.device, p.fed_t, p.values, p.scratch, logits, p.lines, p.R, SEARCH_STEPS, p.beams, p.B, p.R,
+           p.host->V);
 }
 
 // logits (R,V) of the step that is timed; first (B,V), if not empty: of a step before, which both sides have made. The
@@ -52,7 +53,7 @@ static Searching searching_make(Ladder *l, Step *step, const Choice &how, int B,
     p.fed_t = ladder_input(l, std::vector<int>{0});
     p.lines = ladder_input(l, std::vector<int>(2 * (size_t)R * SEARCH_STEPS, 0));   // only penalties look at these
     p.values = (float *)ladder_scratch(l, (size_t)R * V * sizeof(float));
-    p.scratch = (float *)ladder_scratch(l, (size_t)R * V * sizeof(float));
+    p.scratch = (float *)ladder_scratch(l, R * choose_scratch(V, R) * sizeof(float));
     p.logits = ladder_input(l, logits);
     if (!first.empty()) {
         CHECK(search_step(p.host, step, first.data()));
