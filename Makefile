@@ -289,6 +289,8 @@ test-cuda-bugs: $(SIM)/bugs/test_cuda
 # side by side. An error of nvcc is an error of make; CUDA=0 goes without.
 
 CUDA_ARCHS := -gencode arch=compute_80,code=sm_80 -gencode arch=compute_90,code=[sm_90,compute_90]
+# nvcc does not know -pthread
+NVCC_LIBS = -lcublasLt -Xlinker -rpath=$(abspath $(dir $(NVCC))../lib64) $(PROGRAM_LIBS) $(LIBS:-pthread=-lpthread)
 NVCC_FLAGS := -std=c++17 -O3 -t 2 $(CUDA_ARCHS) -Xcompiler -Wall,-Wextra,-fPIC
 CUDA_SOURCES := blip2.cu $(wildcard cuda_*.h cuda_*.cuh) blip2.h common.h generate.h generate_parts.h
 
@@ -313,8 +315,8 @@ blip2_cuda.so: $(BUILD)/blip2_cuda.so
 	@cmp -s $< $@ || { cp $< $@.new && mv -f $@.new $@; }
 
 $(BUILD)/test_cuda $(BUILD)/test_cuda_choose: $(BUILD)/%: test/%.cu $(CUDA_SOURCES) $(BUILD)/test/fixture.o $(PARTS)
-	$(call SAY,nvcc)$(NVCC) $(NVCC_FLAGS) -o $@ $< $(BUILD)/test/fixture.o $(PARTS) -lcublasLt \
-	    $(patsubst -Wl$(comma)%,-Xlinker %,$(WRAP_$*)) $(PROGRAM_LIBS) $(LIBS)
+	$(call SAY,nvcc)$(NVCC) $(NVCC_FLAGS) -o $@ $< $(BUILD)/test/fixture.o $(PARTS) \
+	    $(patsubst -Wl$(comma)%,-Xlinker %,$(WRAP_$*)) $(NVCC_LIBS)
 
 # What nvcc made of the kernels, against dev/cuda/report.baseline. Without nvcc and cuobjdump a skip.
 PYTHON ?= $(firstword $(wildcard .venv/bin/python) python3)

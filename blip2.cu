@@ -82,7 +82,7 @@ typedef struct {
     int *step_ints;        // of the token that is fed: its number t, then position (R) and slot (R)
     uint8_t *search_block; // the device's Search
     int *seen_ids;         // (B,TP) see note_seen
-    float *values, *scratch;   // (R,V) for choosing
+    float *values, *scratch;   // for choosing
     // host
     int *host_prompt;                // pinned
     uint8_t *host_export;            // pinned: what the device's Search starts with
@@ -99,6 +99,7 @@ typedef struct {
     cudaEvent_t chosen[2]; // host_state[i] has arrived
     int B, R;              // of the generation under way: prompts, rows
     int t, queued;         // steps that the host has seen, steps that are under way or done
+    const bool *going;     // while a step is queued: the flag of the device's Search, see goes_on
     int max_new;
     bool beams, more;
     void *owned[MAX_BUFFERS];
@@ -169,7 +170,7 @@ static void plan(Run *r, Plan *a) {
     take(a, &r->search_block, search_bytes(r->lim.B, r->lim.R, r->lim.max_new, c->V), 1, 1, 1);
     take(a, &r->seen_ids,   B, r->TP, 1, I);
     take(a, &r->values,     R, c->V, 1, F);
-    take(a, &r->scratch,    R, c->V, 1, F);
+    take(a, &r->scratch,    R, choose_scratch(c->V, r->lim.R), 1, F);
 }
 
 // Biases of the layers whose result is an activation: the library wants them in its type.
@@ -318,6 +319,7 @@ static Dense dense_norm(void *out, int kind, const float *x, const float *norm_w
 
 // Few rows: one kernel, everything fused. Many: norm, multiply, and what the library's epilogues do not know.
 template <typename T> static void dense(Run *r, Dense d) {
+    d.going = r->going;
     const bool stream = sizeof(T) == 2 && d.T <= STREAM_MOST;
     if (d.T <= (stream ? (int)STREAM_NORM_MOST : (int)ROWS_MOST) && rows_dense<T>(r->s, d, r->dev)) return;
     if (d.x32) {
@@ -584,7 +586,7 @@ static Past past_of(const Run *r, const Pass *p, int l, int ldq, bool cross, flo
     a.first_of = cross ? in.first_of : prompt_first(r), a.n_of = cross ? in.n_cross : in.n_prompt;
     a.kv_new = cross || p->start ? NULL : kv_new_at<T>(r, l);
     a.line = r->line, a.t = fed(r).t, a.R = r->lim.R, a.max_new = r->lim.max_new;
-    a.bias = bias, a.ldb = r->lim.max_new + 1, a.rows = p->T, a.H = c->HL, a.A = c->AL;
+    a.bias = bias, a.ldb = r->lim.max_new + 1, a.rows = p->T, a.H = c->HL, a.A = c->AL, a.going = r->going;
     return a;
 }
 
@@ -609,6 +611,7 @@ template <typename T> static void opt_forward(Run *r, const Pass *p) {
         dense<T>(r, dense_of(r->x, OUT_ADD, r->att, w->out_w, w->out_b, ACT_NONE, rows));
         dense<T>(r, dense_norm(r->ff, OUT_ACT, r->x, w->ln2_w, w->ln2_b, c->eps_lm, w->fc1_w, w->fc1_b, c->act, rows));
         d = dense_of(r->x, OUT_ADD, r->ff, w->fc2_w, w->fc2_b, ACT_NONE, rows);
+        d.going = r->going;
         if (!r->skip || p->prompt || !skip_dense(r->s, d, r->fc2_t + (size_t)l * c->FL * c->DL, r->dev)) dense<T>(r, d);
         if (p->prompt) probe(r, r->x, rows, c->DL, "language_model.model.decoder.layers.%d", l);
     }
@@ -748,13 +751,15 @@ template <typename T> static void t5_prompts(Run *r, const Pass *p, int b) {
 //     device   prompt, choose 0 | feed 0, choose 1 | feed 1, choose 2 | ...        | : the graph of one step
 //     host                 sees token 0 ^  (step 1 is queued)    sees token 1 ^  (step 2 is queued)
 //
-// While the host looks at token t, the device makes t + 1. When t ended all rows, or the caller stops there, that one
-// step was for nothing: what it would change is never taken over.
+// While the host looks at token t, the device makes t + 1. When t ended all rows, the device knows it first: the choice
+// clears `more` in its Search, and the step that is queued behind it costs its launches and the weights that were asked
+// for ahead (goes_on), but reads, computes and changes nothing else; the library's multiplies, in batches of more than
+// 64 rows, do not know of it. When the caller stops, that step was for nothing: what it changes is never taken over.
 
 static void choose_next(Run *r) {
     // logits -> the device's Search, one step further
     choose(r->s, (Search *)r->search_block, fed(r).t, r->values, r->scratch, r->logits, r->line, r->lim.R,
-           r->lim.max_new, r->beams, r->B, r->R);
+           r->lim.max_new, r->beams, r->B, r->R, r->m->config.V);
 }
 
 // One token of every row through the language model, and the choice of the next one: the work of the graph.
@@ -765,6 +770,7 @@ template <typename T> static void feed(Run *r) {
     const Search *on_device = (const Search *)r->host_export;    // its pointers
     Pass p = {};
     p.T = r->R, p.slot = f.slot, p.prompt_of = in.prompt_of;
+    r->going = &((const Search *)r->search_block)->more;
     LAUNCH(advance_kernel, dim3(r->R), dim3(128), 0, r->s, r->line, f.position, f.slot, f.t, on_device->now_parent,
            in.n_prompt, in.prompt_of, r->lim.R, r->lim.max_new);
     embed(r->s, r->x, on_device->now_token, f.position, &r->d.lm.tok, NULL, c->family == OPT ? r->d.opt.pos : NULL,
@@ -772,6 +778,7 @@ template <typename T> static void feed(Run *r) {
     if (c->family == T5) t5_decode<T>(r, &p);
     else opt_forward<T>(r, &p);
     lm_head<T>(r, r->logits, r->x, r->R);
+    r->going = NULL;
     choose_next(r);
 }
 

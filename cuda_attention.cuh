@@ -274,6 +274,7 @@ typedef struct {
     int ldq, R, max_new, ldb;
     float scale;
     int rows, H, A;
+    const bool *going;         // see goes_on
 } Past;
 
 enum { PAST_WARPS = 8, PAST_AHEAD = 2 };
@@ -297,8 +298,10 @@ __global__ void __launch_bounds__(32 * PAST_WARPS) past_kernel(Past p) {
     constexpr int E = 16 / sizeof(T);
     SHARED(float, ml, [PAST_WARPS][2]);
     SHARED(float, part, [PAST_WARPS][8 * P * E]);
+    const int going = goes_on(p.going);
     pdl_wait();
     pdl_launch();
+    if (!going) return;
     const int h = blockIdx.x, row = blockIdx.y, warp = threadIdx.x / 32, lane = threadIdx.x % 32, i8 = lane % 8;
     const int I = p.H * p.A, b = p.prompt_of[row], n = p.n_of[b], t = p.kv_new ? *p.t : -1, last = n + t;
     const T *kv = (const T *)p.kv + (size_t)p.first_of[b] * 2 * I + h * p.A;

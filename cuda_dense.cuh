@@ -71,6 +71,7 @@ __global__ void __launch_bounds__(128) gemm_kernel(Dense d, Patches p) {
     const int row = threadIdx.x / 4, col = threadIdx.x % 4 * 8;   // what this thread fetches, and 32 rows further
     float acc[2][4][4] = {};
     uint4 xv[2], wv[2];
+    if (!goes_on(d.going)) return;
     for (int step = -1; step < steps; step++) {
         if (step + 1 < steps) {
             const int k = (step + 1) * GEMM_K + col;

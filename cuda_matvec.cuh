@@ -168,7 +168,7 @@ __global__ void __launch_bounds__(32 * ROWS_WARPS, 1) rows_kernel(Dense d, int s
     SHARED(float, part_sum, [2][2][ROWS_WARPS][R]);
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
     const int slots = ROWS_WARPS / split, part = warp % split, ldx = rows_stride(d.C);
-    const int first = blockIdx.x * slots + warp / split;
+    const int first = blockIdx.x * slots + warp / split, going = goes_on(d.going);
     if (first < d.OC) {   // weights are nobody's output: start on them before the kernel ahead is done
         const size_t bytes = W == DT_INT4 ? (size_t)(ldx / 2) : (size_t)d.C * 16 / per_16<W>();
         const size_t at = ((size_t)part * 32 + lane) * 128;
@@ -176,6 +176,7 @@ __global__ void __launch_bounds__(32 * ROWS_WARPS, 1) rows_kernel(Dense d, int s
     }
     pdl_wait();
     pdl_launch();
+    if (!going) return;
     stage_rows<T, R>(xs, d);
     int turn = 0;
     for (int o0 = blockIdx.x * slots; o0 < d.OC; o0 += gridDim.x * slots, turn ^= 1) {

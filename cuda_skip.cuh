@@ -50,8 +50,10 @@ __global__ void __launch_bounds__(32 * SKIP_WARPS) skip_kernel(Dense d, Device d
     SHARED(int, ticket, );
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, o = blockIdx.x * SKIP_O + lane * 8;
     const bf16 *x = (const bf16 *)d.x;
+    const int going = goes_on(d.going);
     pdl_wait();
     pdl_launch();
+    if (!going) return;
     unsigned votes[SKIP_J / (32 * SKIP_WARPS)];
     #pragma unroll
     for (int i = 0; i < SKIP_J / (32 * SKIP_WARPS); i++) {

@@ -200,6 +200,7 @@ __global__ void __launch_bounds__(32 * STREAM_WARPS, NT <= 2 ? 3 : 2) stream_ker
             next_scale[half] = there(c.u, half) ? scales_4(d.w, row_of(c.u, half), c0 + c.i) : make_uint2(0, 0);
     };
 
+    const int going = goes_on(d.going);
     Cursor ahead = {(int)blockIdx.x, warp}, scaled, now;
     for (; ahead.i >= n; ahead.i -= n) ahead.u += gridDim.x;
     now = scaled = ahead;
@@ -208,6 +209,10 @@ __global__ void __launch_bounds__(32 * STREAM_WARPS, NT <= 2 ? 3 : 2) stream_ker
     if (W == DT_INT4) fetch_scales(scaled);
     pdl_wait();
     pdl_launch();
+    if (!going) {
+        cp_async_wait<0>();
+        return;
+    }
     stream_rows<W>(xs, d, c0 * CHUNK, n * CHUNK);
 
     int stage = 0;

@@ -24,6 +24,7 @@ typedef struct {
     const int *slot;             // (T)
     int kv_from;
     int T, OC, C;
+    const bool *going;           // see goes_on
 } Dense;
 
 typedef struct {

@@ -108,8 +108,14 @@ static void test_dense_layers(void) {
         test_dense<bf16>(dtype, 0, 29, 40, 544, ACT_NONE, !split, 64 << 10);
         test_dense<bf16>(dtype, 0, 64, 50, 176, ACT_RELU, split);
     }
-    test_dense<bf16>(DT_BF16, 4, 88, 130, 136, ACT_GELU, false);
-    test_dense<bf16>(DT_BF16, 4, 67, 24, 1096, ACT_GELU, true);   // columns split over two blocks
+    for (int dtype : {DT_BF16, DT_INT8, DT_INT4}) {   // tiles of 64 or 88 rows
+        test_dense<bf16>(dtype, 4, 88, 130, 144, ACT_GELU, false);
+        test_dense<bf16>(dtype, 4, 67, 24, 1104, ACT_GELU, true);   // columns split over two blocks
+    }
+    test_dense<bf16>(DT_INT4, 4, 65, 130, 120, ACT_NONE, false);    // an odd number of groups, the last one not whole
+    test_dense<bf16>(DT_INT8, 4, 89, 24, 80, ACT_RELU, false);
+    test_dense<bf16>(DT_INT4, 4, 177, 70, 72, ACT_RELU, true);
+    test_dense<bf16>(DT_INT8, 4, 257, 9, 16, ACT_NONE, false);
     test_dense<bf16>(DT_BF16, 3, 70, 40, 64, ACT_RELU, false);
     test_dense<float>(DT_F32, 3, 20, 24, 40, ACT_NONE, false);
     const int shapes[][2] = {{40, 64}, {7, 33}, {130, 160}, {65, 588}};

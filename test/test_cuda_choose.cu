@@ -50,7 +50,7 @@ static bool run_case(const Case *c, bool shift) {
     for (int r = 0; r < R; r++) fixed[1 + 3 * MOST_R + r] = r / K;
     Buffer block = buffer_of(bytes, NULL), lines = buffer_of(2 * R * MOST_NEW * sizeof(int), NULL);
     Buffer ints = buffer_of(sizeof ids, ids), small = buffer_of(fixed.size() * sizeof(int), fixed.data());
-    Buffer logits = buffer_of(floats, NULL), values = buffer_of(floats, NULL), scratch = buffer_of(floats, NULL);
+    Buffer logits = buffer_of(floats, NULL), values = buffer_of(floats, NULL), scratch = buffer_of(R * choose_scratch(V, R) * 4, NULL);
     for (int i = 0; i < 4; i++) there[i] = at<int>(ints) + 7 * i;
     for (int side = 0; side < 2; side++) {
         mem[side] = aligned_alloc(64, bytes);
@@ -74,7 +74,7 @@ static bool run_case(const Case *c, bool shift) {
         if (shift) for (float &v : y) v = -v;
         CUDA_CHECK(cudaMemcpy(at<float>(logits), y.data(), y.size() * 4, cudaMemcpyHostToDevice));
         choose(0, device, t_at, at<float>(values), at<float>(scratch), at<float>(logits), at<int>(lines), R,
-               MOST_NEW, c->how.beams > 1, c->B, R);
+               MOST_NEW, c->how.beams > 1, c->B, R, V);
         LAUNCH(advance_kernel, dim3(R), dim3(64), 0, 0, at<int>(lines), t_at + 1, t_at + 1 + MOST_R, t_at,
                parts.now_parent, t_at + 1 + 2 * MOST_R, t_at + 1 + 3 * MOST_R, R, MOST_NEW);
         CUDA_CHECK(cudaDeviceSynchronize());
@@ -82,6 +82,9 @@ static bool run_case(const Case *c, bool shift) {
                               cudaMemcpyDeviceToHost));
         search_take(s[1], &step[1], state.data());
         const size_t n = R * sizeof(int);
+        Search there_now;
+        CUDA_CHECK(cudaMemcpy((void *)&there_now, device, sizeof there_now, cudaMemcpyDeviceToHost));
+        wrong += there_now.more != step[0].more;
         wrong += differ(step[0].token, step[1].token, n) + differ(step[0].parent, step[1].parent, n) +
                  differ(step[0].logprob, step[1].logprob, n) + differ(step[0].ended, step[1].ended, n) +
                  (step[0].more != step[1].more);
@@ -95,6 +98,15 @@ static bool run_case(const Case *c, bool shift) {
         wrong += h.n != g.n || h.score != g.score || h.stopped != g.stopped || h.broken != g.broken ||
                  differ(h.tokens, g.tokens, h.n * sizeof(int)) || differ(h.logprobs, g.logprobs, (h.n + h.stopped) * 4);
         wrong += (c->kind == NANS) != h.broken;
+    }
+    if (!wrong && !step[0].more) {      // what is queued behind the end changes nothing
+        std::vector<uint8_t> before(bytes), after(bytes);
+        CUDA_CHECK(cudaMemcpy(before.data(), device, bytes, cudaMemcpyDeviceToHost));
+        choose(0, device, t_at, at<float>(values), at<float>(scratch), at<float>(logits), at<int>(lines), R,
+               MOST_NEW, c->how.beams > 1, c->B, R, V);
+        CUDA_CHECK(cudaDeviceSynchronize());
+        CUDA_CHECK(cudaMemcpy(after.data(), device, bytes, cudaMemcpyDeviceToHost));
+        wrong += differ(before.data(), after.data(), bytes);
     }
     for (const Buffer *b : {&block, &ints, &lines, &small, &logits, &values, &scratch}) {
         std::vector<uint8_t> end(b->bytes);
@@ -131,6 +143,16 @@ int main(void) {
             add("greedy", greedy, V, 2, kind, 2);
             add("beams", beams, V, 2, kind, 4);
             add("samples", draw, V, 2, kind, 3);
+        }
+    for (int V : {2048, 2049, 4133})          // rows of several slices
+        for (int kind : {TIES, INFINITE}) {
+            Choice greedy = choice_of(1, 1), beams = choice_of(3, 2), draw = choice_of(1, 2);
+            greedy.repeat_penalty = 1.5, greedy.min_new = beams.min_new = 2, beams.no_repeat_ngram = 2;
+            draw.sample = true, draw.top_p = 0.8, draw.top_k = 50;
+            greedy.max_new = draw.max_new = beams.max_new = 2;
+            add("greedy, slices", greedy, V, 1, kind, 2);
+            if (V != 2048) add("beams, slices", beams, V, 1, kind, 4);
+            if (V == 4133) add("samples, slices", draw, V, 1, kind, 3);
         }
     Choice many = choice_of(8, 8), row8 = choice_of(1, 8), single = choice_of(1, 1);
     row8.sample = true, row8.top_p = 0.5;

@@ -1,8 +1,8 @@
 // dev/cuda/cpu.h: the layers of blip2.c one by one, which is what every version of the ladder is checked against.
 //
-// cpu.c includes blip2.c itself: nothing is copied, and a change there is seen here; cpu_choose.c does the same with
-// generate.c. All arrays are f32 on the host; letters as in blip2.h.
-// Not here: sampling, whose reference generate.h has.
+// cpu.c includes blip2.c itself: nothing is copied, and a change there is seen here. All arrays are f32 on the host;
+// letters as in blip2.h.
+// Not here: the choice of tokens, whose reference is generate.c (searching.h).
 #ifndef LADDER_CPU_H
 #define LADDER_CPU_H
 
@@ -25,9 +25,5 @@ typedef struct {
     int B, R, TK, max_new, t, H, A;
 } CpuPast;
 void cpu_attend_past(float *out, const CpuPast *p);      // -> out (R, H*A), scores scaled by 1 / sqrt(A)
-
-// logits (K,V), score (K) -> value, beam and token (2K), best first: gather() of generate.c, K beams of one prompt.
-void cpu_beam_candidates(float *value, float *beam, float *token, const float *logits, const float *score, int K,
-                         int V);
 
 #endif

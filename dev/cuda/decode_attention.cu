@@ -87,9 +87,11 @@ template <int C> __global__ void decode3(Past p) {
             ((bf16 *)p.out)[((size_t)row * p.H + h) * p.A + lane + 32 * c] = f32_to_bf16(r.acc[c] / r.l);
 }
 
-// Version 4: attend_past() of cuda_attention.cuh. Eight warps per head take positions in turn, so that the chain of
-// version 3 is an eighth as long, and put their running soft-maxes together at the end, in one barrier. It also starts
-// while the kernel ahead of it runs (programmatic dependent launch), which a timing of it alone does not show.
+// Version 4: attend_past() of cuda_attention.cuh. 8 lanes share a key, 16 bytes a load, and ask for the next one before
+// they use this: a block of 8 warps has 64 keys of a head under way at once, so that 60 positions are one round instead
+// of 60. Every 8 lanes have a running soft-max of their own, put together by shuffles and then in one barrier. Bytes
+// moved: as version 3. It also starts while the kernel ahead of it runs (programmatic dependent launch), which a timing
+// of it alone does not show. Limit: the way from the first load to the last store, and H blocks a row.
 
 static bool launch(const Ladder *l, int version, const Past &p, int positions) {
     switch (version) {
@@ -138,13 +140,16 @@ static void run_case(Ladder *l, int B, int K, int n, int t, int H, int A) {
 
 int main(int argc, char **argv) {
     Ladder l = ladder_open(argc, argv, "decode_attention",
-                           {"a thread per output", "a thread per position, then per output",
-                            "a warp per head, running soft-max", "shipped: eight warps per head"});
+        {{"a thread per output", "each makes all scores of its head anew, twice: 2A times the work"},
+         {"a thread per position, then per output", "each key read once; lanes read keys that lie 4HA bytes apart"},
+         {"a warp per head, running soft-max", "neighbours read neighbours, no score stored; positions one by one"},
+         {"shipped: attend_past", "8 lanes a key, 64 keys of a head under way at once"}});
     if (l.small) {
         run_case(&l, 1, 1, 3, 0, 2, 8);
         run_case(&l, 2, 3, 9, 4, 2, 20);
         run_case(&l, 2, 1, 12, 1, 1, 80);
     } else {
+        ladder_show(&l);
         run_case(&l, 1, 1, 40, 19, 32, 80);      // OPT-2.7b, greedy
         run_case(&l, 1, 5, 40, 19, 32, 80);      // five beams
         run_case(&l, 32, 1, 40, 19, 32, 80);

@@ -6,6 +6,7 @@
 // times, so the numbers can be fed to the tensor cores fast enough only if each one that was fetched is used often:
 // every step below is about where the second use comes from. 257 is one more than tiles like: with 64 rows a tile, the
 // fifth tile is there for one row, and a fifth of the work is for nothing.
+// (89,12,1032) among the small shapes: columns of so few tiles are split over blocks.
 #include "ladder.h"
 
 #include <array>
@@ -128,12 +129,18 @@ __global__ void dense4(Layer p) {
             }
 }
 
-// Version 5: gemm() of cuda_dense.cuh: tiles of both in shared memory, 16 bytes a load, the next tile on its way while
-// this one is multiplied, fragments through ldmatrix. It ships for int8 and int4 weights and for shapes that the
-// library has no algorithm for; bf16 weights go through cuBLASLt, which on an H100 has instructions (wgmma) that this
-// one does not use.
+// Version 5: gemm() of cuda_dense.cuh: tiles of 64 x 64 of both in shared memory, 16 bytes a load, the next tile on
+// its way in registers while this one is multiplied, fragments through ldmatrix. Bytes through L2: w once per 64 rows,
+// x once per 64 columns. It ships for pixels and for odd shapes that the library has no algorithm for.
+// Limit: 257 rows are five tiles of 64, of which one has a single row; one step ahead is not far for L2.
 
-static bool launch(const Ladder *l, int version, const Layer &p, const Dense &d) {
+// Version 6: tile_dense() of cuda_tile.cuh. Rows of w stand on the side that has steps of 16 and x on the one with
+// steps of 8: three tiles of 88 are 264 rows, 3 % for nothing instead of 25 %. Both operands come by cp.async three
+// steps ahead, a warp has 32 x 88 outputs in registers. Bytes through L2: w once per 88 rows, x once per 128. dense()
+// of blip2.cu takes it where tile_fits says so, as for 257 rows; 677 rows go to cuBLASLt, which on an H100 has
+// instructions (wgmma) that this one does not use.
+
+static bool launch(const Ladder *l, int version, const Layer &p, const Dense &d, const Device &dev) {
     const dim3 tiles64(ceil_div(p.OC, 64), ceil_div(p.T, 64));
     switch (version) {
     case 1: LAUNCH(dense1, dim3(ceil_div(p.OC, 128), p.T), dim3(128), 0, l->s, p); break;
@@ -141,6 +148,10 @@ static bool launch(const Ladder *l, int version, const Layer &p, const Dense &d)
     case 3: LAUNCH(dense3, tiles64, dim3(256), 0, l->s, p); break;
     case 4: LAUNCH(dense4, tiles64, dim3(128), 0, l->s, p); break;
     case 5: gemm(l->s, d); break;
+    case 6:
+        if (d.C % 8) return false;
+        tile_dense(l->s, d, dev);
+        break;
     }
     return true;
 }
@@ -160,21 +171,27 @@ static void run_case(Ladder *l, const char *what, int T, int OC, int C) {
     const bf16 *b16 = ladder_input_bf16(l, b);              // the library wants the bias in the result's type
     Lt lt = {};
     ladder_blas(l, &lt.handle, &lt.workspace, &lt.workspace_bytes);
-    ladder_run(l, [&](int version) { return launch(l, version, p, d); },
+    const Device dev = ladder_device<Device>(l);
+    ladder_run(l, [&](int version) { return launch(l, version, p, d, dev); },
                [&] { return lt_dense(l->s, &lt, d, b16, false); });
     for (int i = 0; i < lt.n; i++) lt_forget(&lt.plans[i]);
 }
 
 int main(int argc, char **argv) {
-    Ladder l = ladder_open(argc, argv, "dense", {"a thread per output", "32 x 32 tiles in shared memory",
-                                                 "64 x 64 tiles, 4 x 4 in registers", "tensor cores, no shared memory",
-                                                 "shipped: gemm, tensor cores"});
+    Ladder l = ladder_open(argc, argv, "dense",
+        {{"a thread per output", "two loads per multiply-add, a transaction for each lane of w"},
+         {"32 x 32 tiles in shared memory", "each number fetched serves 32 times; two shared loads per multiply-add"},
+         {"64 x 64 tiles, 4 x 4 in registers", "8 shared loads serve 16 multiply-adds; limit: the FP32 units"},
+         {"tensor cores, no shared memory", "4096 multiply-adds an instruction; loads of 4 bytes that nothing hides"},
+         {"gemm: 64 x 64 on tensor cores", "ldmatrix, 16-byte loads, a step ahead; five tiles for 257 rows"},
+         {"shipped: tile_dense", "three tiles of 88 rows, cp.async three steps ahead"}});
     if (l.small) {
-        for (const auto &[T, OC, C] : {std::array{5, 7, 33}, {70, 40, 64}, {3, 130, 40}, {65, 65, 72}})
+        for (const auto &[T, OC, C] : {std::array{5, 7, 33}, {70, 40, 64}, {3, 130, 40}, {65, 65, 72}, {89, 12, 1032}})
             run_case(&l, "", T, OC, C);
         ladder_close(&l);
     }
     for (int T : {257, 677}) {
+        if (T == 257) ladder_show(&l);
         run_case(&l, "qkv, ", T, 3 * 1408, 1408);
         run_case(&l, "proj, ", T, 1408, 1408);
         run_case(&l, "fc1, ", T, 6144, 1408);

@@ -1,154 +1,14 @@
 // dev/cuda/ladder.cu: see ladder.h.
 //
-// In order: what a Ladder keeps; times and ceilings; the command line; cases and their memory; comparing; the table and
-// JSON. Times: the median over many runs between two events. Before each run a kernel reads a buffer several times as
-// large as the L2 cache, so that weights come from device memory as they do in the model, where gigabytes pass between
-// two uses; reading leaves no dirty lines that would have to be written back during the run. All runs are enqueued
-// before the host waits, so that no launch is late.
-// Not here: versions and shapes.
-#include "ladder.h"
-
-// Kernels of the headers that are no templates have external names, which the operation has too.
-namespace {
-#include "cuda_dense.cuh"
-}
-
-#include "test/check.h"
+// In order: the command line; cases and their memory; comparing; running and closing.
+// Not here: versions and shapes; times (ladder_time.cu), what is printed (ladder_print.cu).
+#include "ladder_parts.h"
 
 #include <algorithm>
 #include <stdarg.h>
-#include <string>
 #include <unistd.h>
 
-#ifndef LADDER_COMMIT
-#define LADDER_COMMIT "unknown"
-#endif
-
-enum { GUARD = 256, RUNS_MOST = 101, RUNS_LEAST = 7, WORKSPACE = 32 << 20, LIBRARY = 0 };
-
-typedef struct { uint8_t *base; int type; std::vector<float> want; double bound, rms; } Output;
-
-// Version LIBRARY is cuBLASLt. us is negative when nothing was measured.
-typedef struct { int version; bool ran, right; double error, bound, us; } Result;
-
-typedef struct { std::string name; double bytes, flops; std::vector<Result> results; } Case;
-
-struct LadderState {
-    std::string operation;
-    std::vector<const char *> versions;
-    int only;                             // this version alone; 0: all
-    bool check, json, list;
-    double copy_gbs, multiply_tflops, empty_us;   // ceilings, and a kernel that does nothing; negative: not measured
-    uint4 *flush;
-    size_t flush_bytes;
-    u32 *sink;
-    cublasLtHandle_t blas;
-    void *workspace;
-    std::vector<void *> memory;           // of the case: inputs
-    std::vector<std::pair<void *, size_t>> scratch;
-    std::vector<Output> outputs;
-    std::vector<Case> cases;
-    Tally tally;
-};
-
-// ---------------------------------------------------------------------------------------------------------
-// Kernels of the measurement itself.
-
-__global__ void flush_kernel(u32 *sink, const uint4 *p, size_t n) {
-    // p (n), read
-    u32 x = 0;
-    for (size_t i = (size_t)blockIdx.x * blockDim.x + threadIdx.x; i < n; i += (size_t)gridDim.x * blockDim.x) {
-        const uint4 v = load_128(p + i);
-        x ^= v.x ^ v.y ^ v.z ^ v.w;
-    }
-    if (x == 0x12345678u) *sink = x;      // never for a buffer of zeros, but the compiler must read to know
-}
-
-__global__ void empty_kernel(void) {}
-
-static double median_us(Ladder *l, const std::function<void()> &work) {
-    LadderState *st = l->state;
-    cudaEvent_t from[RUNS_MOST], to[RUNS_MOST];
-    for (int i = 0; i < RUNS_MOST; i++) {
-        CUDA_CHECK(cudaEventCreate(&from[i]));
-        CUDA_CHECK(cudaEventCreate(&to[i]));
-    }
-    const size_t n = st->flush_bytes / sizeof(uint4);
-    float ms = 0;
-    int runs = 2;                         // the first two warm up, and say how many there is time for
-    std::vector<float> took;
-    for (int round = 0; round < 2; round++) {
-        for (int i = 0; i < runs; i++) {
-            LAUNCH(flush_kernel, dim3(2 * l->sms), dim3(512), 0, l->s, st->sink, st->flush, n);
-            CUDA_CHECK(cudaEventRecord(from[i], l->s));
-            work();
-            CUDA_CHECK(cudaEventRecord(to[i], l->s));
-        }
-        CUDA_CHECK(cudaStreamSynchronize(l->s));
-        took.resize(runs);
-        for (int i = 0; i < runs; i++) CUDA_CHECK(cudaEventElapsedTime(&took[i], from[i], to[i]));
-        ms = took[runs - 1];
-        runs = (int)std::min((double)RUNS_MOST, std::max((double)RUNS_LEAST, 250 / (ms + 0.1)));
-    }
-    for (int i = 0; i < RUNS_MOST; i++) {
-        CUDA_CHECK(cudaEventDestroy(from[i]));
-        CUDA_CHECK(cudaEventDestroy(to[i]));
-    }
-    std::sort(took.begin(), took.end());
-    return took[took.size() / 2] * 1e3;
-}
-
-// The ceilings, in this run on this card: a copy from device memory to device memory, and 8192^3 in bf16.
-static void measure_ceilings(Ladder *l) {
-    LadderState *st = l->state;
-    int l2 = 0;
-    CUDA_CHECK(cudaDeviceGetAttribute(&l2, cudaDevAttrL2CacheSize, 0));
-    st->flush_bytes = std::max((size_t)256 << 20, (size_t)l2 * 4);
-    CUDA_CHECK(cudaMalloc((void **)&st->flush, st->flush_bytes));
-    CUDA_CHECK(cudaMalloc((void **)&st->sink, sizeof *st->sink));
-    CUDA_CHECK(cudaMemset(st->flush, 0, st->flush_bytes));
-    st->empty_us = median_us(l, [=] { LAUNCH(empty_kernel, dim3(1), dim3(32), 0, l->s); });
-
-    const size_t copy = (size_t)1 << 30;
-    const int n = 8192;
-    void *p[3];
-    for (void *&x : p) CUDA_CHECK(cudaMalloc(&x, copy));
-    for (void *x : p) CUDA_CHECK(cudaMemset(x, 0x11, copy));
-    const double us = median_us(l, [&] {
-        CUDA_CHECK(cudaMemcpyAsync(p[0], p[1], copy, cudaMemcpyDeviceToDevice, l->s));
-    });
-    st->copy_gbs = 2 * copy / us * 1e-3;
-    // Power depends on the numbers: zeros would be faster than anything the model multiplies.
-    const std::vector<bf16> one = [] {
-        std::vector<bf16> v;
-        for (float x : ladder_numbers((size_t)1 << 22, 77, true)) v.push_back((bf16)(__builtin_bit_cast(u32, x) >> 16));
-        return v;
-    }();
-    for (void *x : {p[1], p[2]})
-        for (size_t at = 0; at < (size_t)n * n; at += one.size())
-            CUDA_CHECK(cudaMemcpy((bf16 *)x + at, one.data(), one.size() * sizeof(bf16), cudaMemcpyHostToDevice));
-    Lt lt = {};
-    ladder_blas(l, &lt.handle, &lt.workspace, &lt.workspace_bytes);
-    Dense d = {};
-    d.out = p[0], d.kind = OUT_ACT, d.x = p[1], d.w = Tensor{p[2], NULL, DT_BF16, n, n}, d.act = ACT_NONE;
-    d.T = d.OC = d.C = n;
-    bool found = true;
-    const double multiply = median_us(l, [&] { found = lt_dense(l->s, &lt, d, NULL, false) && found; });
-    if (found) st->multiply_tflops = 2.0 * n * n * n / multiply * 1e-6;
-    for (int i = 0; i < lt.n; i++) lt_forget(&lt.plans[i]);
-    for (void *x : p) CUDA_CHECK(cudaFree(x));
-}
-
-void ladder_blas(Ladder *l, cublasLtHandle_t *handle, void **workspace, size_t *bytes) {
-    LadderState *st = l->state;
-    *bytes = WORKSPACE;
-    if (!st->blas) {
-        CUBLAS_CHECK(cublasLtCreate(&st->blas));
-        CUDA_CHECK(cudaMalloc(&st->workspace, WORKSPACE));
-    }
-    *handle = st->blas;
-    *workspace = st->workspace;
-}
+enum { GUARD = 256 };
 
 // ---------------------------------------------------------------------------------------------------------
 // The command line.
@@ -163,7 +23,8 @@ static void usage(FILE *f, const char *program, const LadderState *st) {
                "  --list    names and shapes as JSON, without a GPU and without running anything\n\n"
                "Exit code: 1 after a mismatch, 2 after a mistake in the command line, 3 without a GPU.\n\n",
             st->operation.c_str(), program);
-    for (size_t v = 0; v < st->versions.size(); v++) fprintf(f, "  %zu  %s\n", v + 1, st->versions[v]);
+    for (size_t v = 0; v < st->versions.size(); v++)
+        fprintf(f, "  %zu  %s\n     %s\n", v + 1, st->versions[v].name, st->versions[v].idea);
 }
 
 static void read_command_line(Ladder *l, int argc, char **argv) {
@@ -180,6 +41,9 @@ static void read_command_line(Ladder *l, int argc, char **argv) {
         else if (a == "--check") st->check = true;
         else if (a == "--json") st->json = true;
         else if (a == "--list") st->list = st->json = true;
+        // Not in the help text, for tests: a result that is made wrong, and small shapes through the timing code.
+        else if (a == "--wrong" && i + 1 < argc) st->wrong = atoi(argv[++i]);
+        else if (a == "--rehearse") l->small = st->rehearse = true;
         else if (a != "" && *end == 0 && v >= 1 && v <= n && !st->only) st->only = (int)v;
         else {
             fprintf(stderr, "%s: '%s' is %s; hint: --help\n", argv[0], argv[i],
@@ -190,11 +54,12 @@ static void read_command_line(Ladder *l, int argc, char **argv) {
     }
 }
 
-Ladder ladder_open(int argc, char **argv, const char *operation, const std::vector<const char *> &versions) {
+Ladder ladder_open(int argc, char **argv, const char *operation, const std::vector<LadderVersion> &versions) {
     Ladder l = {};
     LadderState *st = l.state = new LadderState();
     st->operation = operation;
     st->versions = versions;
+    st->wrong = -1;
     st->copy_gbs = st->multiply_tflops = st->empty_us = -1;
     read_command_line(&l, argc, argv);
     if (st->list) return l;
@@ -269,6 +134,7 @@ static void free_case(Ladder *l) {
     st->memory.clear();
     st->scratch.clear();
     st->outputs.clear();
+    st->before = st->after = nullptr;
 }
 
 bool ladder_case(Ladder *l, double bytes, double flops, const char *fmt, ...) {
@@ -278,11 +144,19 @@ bool ladder_case(Ladder *l, double bytes, double flops, const char *fmt, ...) {
     vsnprintf(name, sizeof name, fmt, ap);
     va_end(ap);
     free_case(l);
-    l->state->cases.push_back(Case{name, bytes, flops, {}});
+    l->state->cases.push_back(Case{name, bytes, flops, l->state->show_next, {}});
+    l->state->show_next = false;
     if (!l->state->list) return true;
     for (int v = 1; v <= (int)l->state->versions.size(); v++)
         l->state->cases.back().results.push_back(Result{v, false, true, -1, -1, -1});
     return false;
+}
+
+void ladder_show(Ladder *l) { l->state->show_next = true; }
+
+void ladder_around(Ladder *l, const std::function<void()> &before, const std::function<void()> &after) {
+    l->state->before = before;
+    l->state->after = after;
 }
 
 void *ladder_input(Ladder *l, const void *host, size_t bytes) {
@@ -349,23 +223,35 @@ static double error_of(const Output &o, const std::vector<uint8_t> &host) {
     return std::max(d.rel_l2, o.rms > 0 ? d.max_abs / (8 * o.rms) : d.max_abs);
 }
 
+// Makes the element in the middle NaN, or wrong by twice of what elements usually are.
+static void spoil(const Output &o, std::vector<uint8_t> *host, bool nan) {
+    const size_t size = o.type == LADDER_BF16 ? 2 : 4, i = o.want.size() / 2;
+    const u32 nudged = __builtin_bit_cast(u32, o.want[i] + 2 * (float)(o.rms + 1e-30));
+    const u32 u = o.type == LADDER_I32 ? (u32)o.want[i] + 1 : nan ? 0x7FC00000u : nudged;
+    const u32 stored = o.type == LADDER_BF16 ? u >> 16 : u;
+    memcpy(host->data() + GUARD + i * size, &stored, size);
+}
+
 // Launches once into poisoned memory and compares.
 static Result check(Ladder *l, int version, const std::function<bool()> &launch) {
     LadderState *st = l->state;
     const Case &c = st->cases.back();
-    const char *name = version == LIBRARY ? "cuBLASLt" : st->versions[version - 1];
+    const char *name = version_name(st, version);
     Result r = {version, false, true, 0, 0, -1};
     for (const Output &o : st->outputs) CUDA_CHECK(cudaMemsetAsync(o.base, 0xFF, bytes_of(o) + 2 * GUARD, l->s));
     for (const auto &[p, n] : st->scratch) CUDA_CHECK(cudaMemsetAsync(p, 0xFF, n, l->s));
+    if (st->before) st->before();
     if (!launch()) {
         SKIP(&st->tally, "%s: %s: cannot do this shape", c.name.c_str(), name);
         return r;
     }
+    if (st->after) st->after();
     CUDA_CHECK(cudaStreamSynchronize(l->s));
     r.ran = true;
     for (const Output &o : st->outputs) {
         std::vector<uint8_t> host(bytes_of(o) + 2 * GUARD);
         CUDA_CHECK(cudaMemcpy(host.data(), o.base, host.size(), cudaMemcpyDeviceToHost));
+        if (version == st->wrong) spoil(o, &host, false);
         const double error = error_of(o, host);
         const bool right = error >= 0 && error <= o.bound;
         EXPECT(&st->tally, right, "%s: version %d, %s: error %.2e, bound %.0e%s", c.name.c_str(), version, name, error,
@@ -373,15 +259,9 @@ static Result check(Ladder *l, int version, const std::function<bool()> &launch)
         if (!right || r.error <= error) r.error = right || error > 0 ? error : INFINITY, r.bound = o.bound;
         r.right = r.right && right;
         if (!right) continue;
-        // The comparison must see one element that is NaN, and one that is off by what elements usually are.
-        const size_t size = o.type == LADDER_BF16 ? 2 : 4, at = GUARD + o.want.size() / 2 * size;
-        for (const int top : {0xFF, -1}) {
+        for (const bool nan : {true, false}) {       // the comparison must see either
             std::vector<uint8_t> bad = host;
-            const u32 nudged = __builtin_bit_cast(u32, o.want[o.want.size() / 2] + 2 * (float)(o.rms + 1e-30));
-            const u32 u = o.type == LADDER_I32 ? (u32)o.want[o.want.size() / 2] + 1
-                        : top < 0 ? nudged : 0x7FC00000u;
-            const u32 stored = o.type == LADDER_BF16 ? u >> 16 : u;
-            memcpy(bad.data() + at, &stored, size);
+            spoil(o, &bad, nan);
             const double e = error_of(o, bad);
             EXPECT(&st->tally, !(e <= o.bound), "%s: a planted error was not seen (%.2e)", c.name.c_str(), e);
         }
@@ -397,85 +277,9 @@ void ladder_run(Ladder *l, const std::function<bool(int)> &launch, const std::fu
         if (v != LIBRARY && st->only && v != st->only) continue;
         const auto go = [&] { return v == LIBRARY ? library() : launch(v); };
         Result r = check(l, v, go);
-        if (!st->check && r.ran && r.right) r.us = median_us(l, [&] { go(); });
+        if (!st->check && r.ran && r.right) r.us = median_us(l, st->before, [&] { go(); });
         c.results.push_back(r);
     }
-}
-
-// ---------------------------------------------------------------------------------------------------------
-// The table and JSON.
-
-static double speed(const Case &c, double us) { return c.flops > 0 ? c.flops / us * 1e-6 : c.bytes / us * 1e-3; }
-
-static void print_table(const LadderState *st) {
-    for (const Case &c : st->cases) {
-        const char *unit = c.flops > 0 ? "TFLOP/s" : "GB/s";
-        const double ceiling = c.flops > 0 ? st->multiply_tflops : st->copy_gbs;
-        double library = -1, before = -1;
-        for (const Result &r : c.results) if (r.version == LIBRARY) library = r.us;
-        printf("\n%s: %s\n", st->operation.c_str(), c.name.c_str());
-        printf("  %.3f MB must move", c.bytes * 1e-6);
-        if (c.flops > 0) printf(", %.3f GFLOP", c.flops * 1e-9);
-        printf("\n  %-44s %8s %7s", "version", "error", "bound");
-        if (!st->check) printf(" %9s %8s %8s %7s %8s", "us", unit, "ceiling", "before", "cuBLASLt");
-        printf("\n");
-        for (const Result &r : c.results) {
-            printf("  %d %-42s", r.version, r.version == LIBRARY ? "cuBLASLt" : st->versions[r.version - 1]);
-            if (r.ran) printf(" %8.1e %7.0e%s", r.error, r.bound, r.right ? "" : "  WRONG");
-            else printf(" %8s", "cannot");
-            if (r.us > 0) printf(" %9.1f %8.2f %6.1f %%", r.us, speed(c, r.us), 100 * speed(c, r.us) / ceiling);
-            if (r.us > 0 && r.version != LIBRARY && before > 0) printf(" %6.2fx", before / r.us);
-            else if (r.us > 0) printf(" %7s", "");
-            if (r.us > 0 && library > 0) printf(" %7.2fx", library / r.us);
-            printf("\n");
-            if (r.us > 0 && r.version != LIBRARY) before = r.us;
-        }
-    }
-    if (st->copy_gbs > 0)
-        printf("\nceilings: device copy %.0f GB/s, bf16 multiply %.0f TFLOP/s; an empty kernel takes %.1f us here\n",
-               st->copy_gbs, st->multiply_tflops, st->empty_us);
-}
-
-static void number(FILE *f, const char *key, double x) {
-    if (x >= 0 && isfinite(x)) fprintf(f, ", \"%s\": %.6g", key, x);
-    else fprintf(f, ", \"%s\": null", key);
-}
-
-static void print_json(const LadderState *st) {
-    char gpu[300] = "";
-    int driver = 0;
-    if (!st->list) {
-        cudaDeviceProp p;
-        CUDA_CHECK(cudaGetDeviceProperties(&p, 0));
-        CUDA_CHECK(cudaDriverGetVersion(&driver));
-        snprintf(gpu, sizeof gpu, "%s", p.name);
-    }
-    FILE *f = stdout;
-    fprintf(f, "{\"operation\": \"%s\", \"gpu\": \"%s\", \"driver\": %d, \"commit\": \"%s\"", st->operation.c_str(),
-            gpu, driver, LADDER_COMMIT);
-    number(f, "copy_gbs", st->copy_gbs);
-    number(f, "multiply_tflops", st->multiply_tflops);
-    number(f, "empty_us", st->empty_us);
-    fprintf(f, ",\n \"cases\": [");
-    for (size_t i = 0; i < st->cases.size(); i++) {
-        const Case &c = st->cases[i];
-        fprintf(f, "%s\n  {\"name\": \"%s\"", i ? "," : "", c.name.c_str());
-        number(f, "bytes", c.bytes);
-        number(f, "flops", c.flops);
-        fprintf(f, ", \"versions\": [");
-        for (size_t k = 0; k < c.results.size(); k++) {
-            const Result &r = c.results[k];
-            fprintf(f, "%s\n   {\"version\": %d, \"name\": \"%s\", \"right\": %s", k ? "," : "", r.version,
-                    r.version == LIBRARY ? "cuBLASLt" : st->versions[r.version - 1], r.right ? "true" : "false");
-            number(f, "error", r.ran ? r.error : -1);
-            number(f, "bound", r.ran ? r.bound : -1);
-            number(f, "us", r.us);
-            number(f, "speed", r.us > 0 ? speed(c, r.us) : -1);
-            fprintf(f, "}");
-        }
-        fprintf(f, "]}");
-    }
-    fprintf(f, "]}\n");
 }
 
 void ladder_close(Ladder *l) {
@@ -484,7 +288,8 @@ void ladder_close(Ladder *l) {
     else print_table(st);
     if (!st->list) {
         free_case(l);
-        for (void *p : {(void *)st->flush, (void *)st->sink, st->workspace}) if (p) CUDA_CHECK(cudaFree(p));
+        for (void *p : {(void *)st->flush, (void *)st->sink, st->workspace, (void *)st->tickets})
+            if (p) CUDA_CHECK(cudaFree(p));
         if (st->blas) CUBLAS_CHECK(cublasLtDestroy(st->blas));
         CUDA_CHECK(cudaStreamDestroy(l->s));
 #ifdef CUDA_SIM

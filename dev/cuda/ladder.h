@@ -1,6 +1,6 @@
 // dev/cuda/ladder.h: what the operations of the ladder share: inputs, checks, times with a cold L2, the table.
 //
-// In order: the Ladder, one case of an operation, its memory, running it.
+// In order: the Ladder, one case of an operation, its memory, running it, what launchers need.
 //
 // A program goes like this (layernorm.cu is the shortest):
 //
@@ -26,6 +26,9 @@ extern "C" {
 
 typedef struct LadderState LadderState;
 
+// name: a few words. idea: why it should be faster than the one before, and what limits it, in a line of a table.
+typedef struct { const char *name, *idea; } LadderVersion;
+
 typedef struct {
     cudaStream_t s;
     int sms, shared_most;     // multiprocessors; bytes of shared memory that a block may ask for
@@ -34,11 +37,14 @@ typedef struct {
 } Ladder;
 
 // versions[i] is version i + 1. Ends the program on --help, on an unknown option, and without a GPU.
-Ladder ladder_open(int argc, char **argv, const char *operation, const std::vector<const char *> &versions);
+Ladder ladder_open(int argc, char **argv, const char *operation, const std::vector<LadderVersion> &versions);
 
 // Begins a case and frees what the one before had. bytes: that any version must move between device memory and the
 // chip. flops: multiplications and additions; 0 for what is bound by memory, whose speed is shown in GB/s.
+// Numbers in the name are the shape, which peers.py reads.
 bool ladder_case(Ladder *l, double bytes, double flops, const char *fmt, ...) __attribute__((format(printf, 4, 5)));
+// The next case is one whose versions doc/kernels.md shows line by line.
+void ladder_show(Ladder *l);
 
 // Device memory with that content; n elements. ladder_input_bf16 rounds, so x should hold what a bf16 can.
 void *ladder_input(Ladder *l, const void *host, size_t bytes);
@@ -59,6 +65,10 @@ void *ladder_scratch(Ladder *l, size_t bytes);
 enum { LADDER_F32, LADDER_BF16, LADDER_I32 };
 void *ladder_output(Ladder *l, int type, const std::vector<float> &want, double bound);
 
+// What is enqueued around each run of a version, outside of what is timed: `before` makes what versions change as it
+// was; `after`, only where results are compared, puts what they left elsewhere into the outputs. For this case.
+void ladder_around(Ladder *l, const std::function<void()> &before, const std::function<void()> &after);
+
 // launch(v) starts version v (from 1) on l->s; false: it cannot do this shape, which counts as skipped. library, if
 // any, is cuBLASLt's way to the same result.
 void ladder_run(Ladder *l, const std::function<bool(int)> &launch, const std::function<bool()> &library = nullptr);
@@ -68,6 +78,15 @@ void ladder_run(Ladder *l, const std::function<bool(int)> &launch, const std::fu
 
 // cuBLASLt for such a library, and for launchers that use it.
 void ladder_blas(Ladder *l, cublasLtHandle_t *handle, void **workspace, size_t *bytes);
+
+// What launchers need that split columns over blocks (cuda_weights.cuh): room for partial sums, tickets that are zero.
+void ladder_split(Ladder *l, float **partial, size_t *bytes, int **tickets);
+template <typename Device> static inline Device ladder_device(Ladder *l) {
+    Device d = {};
+    d.sms = l->sms, d.shared_most = l->shared_most;
+    ladder_split(l, &d.partial, &d.partial_bytes, &d.tickets);
+    return d;
+}
 
 // Uniform in -1..1, the same for the same seed (not 0); as_bf16: only what a bf16 can hold.
 std::vector<float> ladder_numbers(size_t n, uint32_t seed, bool as_bf16);

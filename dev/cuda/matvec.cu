@@ -1,4 +1,4 @@
-// dev/cuda/matvec.cu: a dense layer for a few rows, from a thread per output to the launcher of cuda_dense.cuh.
+// dev/cuda/matvec.cu: a dense layer for a few rows, from a thread per output to the launcher of cuda_stream.cuh.
 //
 //     x (T,C) bf16, w (OC,C) bf16, int8 or int4, b (OC) -> out (T,OC) f32 = x w^T + b          T = 1 or 5
 //
@@ -128,10 +128,21 @@ template <int W, int T> __global__ void matvec4(Product p) {
     }
 }
 
-// Version 5: rows_dense() of cuda_dense.cuh. As many blocks as the card holds stay for the whole layer, so x is fetched
-// once per block; x stays bf16, its pieces swapped about so that no two lanes meet on a bank; several warps share an
-// output where that leaves fewer of them idle in the last round; and the first weights are on their way into L2 before
-// the kernel ahead in the stream has ended. The norm in front, the activation and the residual behind come for free.
+// Version 5: rows_kernel of cuda_matvec.cuh, which ships for f32 weights and rows of odd lengths. As many blocks as
+// the card holds stay for the whole layer, so x is fetched once per block; x stays bf16, its pieces swapped about so
+// that no two lanes meet on a bank; several warps share an output where that leaves fewer of them idle in the last
+// round. Bytes moved: the weights once per 8 rows. Limit: arithmetic. A weight costs an unpacking and T multiply-adds
+// on CUDA cores; at 5 rows, and for int4 at any number, that is more than is issued while it arrives.
+
+template <int W> static bool launch5(const Ladder *l, const Dense &d, const Device &dev) {
+    return rows_dense_of<W, bf16>(l->s, d, dev);
+}
+
+// Version 6: stream_dense() of cuda_stream.cuh. Tensor cores: 16 rows of w against up to 8 rows of x in an instruction,
+// so that 5 rows cost what 1 does, and the order of k is the one in which lanes fetched their bytes: nothing is
+// shuffled. Weights come by cp.async, four chunks ahead in a ring of each warp that goes on through the ends of rows,
+// and before the kernel ahead in the stream has ended. Where rows of w are few, their columns are split over blocks.
+// Bytes moved: the weights once, sums of split columns through L2. Limit: device memory.
 
 template <int W> static bool launch34(const Ladder *l, int version, const Product &p) {
     if (!aligned(p.w)) {
@@ -151,7 +162,7 @@ template <int W> static bool launch34(const Ladder *l, int version, const Produc
     return true;
 }
 
-static bool launch(const Ladder *l, int version, const Product &p) {
+static bool launch(const Ladder *l, int version, const Product &p, const Device &dev) {
     switch (version) {
     case 1: LAUNCH(matvec1, dim3(ceil_div(p.w.rows, 128), p.T), dim3(128), 0, l->s, p); return true;
     case 2: LAUNCH(matvec2, dim3(ceil_div(p.w.rows, 4), p.T), dim3(128), 0, l->s, p); return true;
@@ -162,7 +173,9 @@ static bool launch(const Ladder *l, int version, const Product &p) {
     Dense d = {};
     d.out = p.out, d.kind = OUT_F32, d.x = p.x, d.w = p.w, d.b = p.b, d.act = ACT_NONE;
     d.T = p.T, d.OC = p.w.rows, d.C = p.w.cols;
-    return rows_dense<bf16>(l->s, d, Device{l->sms, l->shared_most});
+    if (version == 6) return stream_dense(l->s, d, dev);
+    return p.w.dtype == DT_BF16 ? launch5<DT_BF16>(l, d, dev)
+         : p.w.dtype == DT_INT8 ? launch5<DT_INT8>(l, d, dev) : launch5<DT_INT4>(l, d, dev);
 }
 
 static void run_case(Ladder *l, const char *what, int dtype, int T, int OC, int C) {
@@ -180,15 +193,20 @@ static void run_case(Ladder *l, const char *what, int dtype, int T, int OC, int 
     ladder_blas(l, &lt.handle, &lt.workspace, &lt.workspace_bytes);
     Dense d = {};
     d.out = p.out, d.kind = OUT_F32, d.x = p.x, d.w = p.w, d.act = ACT_NONE, d.T = T, d.OC = OC, d.C = C;
+    const Device dev = ladder_device<Device>(l);
     const std::function<bool()> library = [&] { return lt_dense(l->s, &lt, d, p.b, false); };
-    ladder_run(l, [&](int version) { return launch(l, version, p); }, dtype == DT_BF16 ? library : nullptr);
+    ladder_run(l, [&](int version) { return launch(l, version, p, dev); }, dtype == DT_BF16 ? library : nullptr);
     for (int i = 0; i < lt.n; i++) lt_forget(&lt.plans[i]);
 }
 
 int main(int argc, char **argv) {
     Ladder l = ladder_open(argc, argv, "matvec",
-                           {"a thread per output", "a warp per output", "a warp per output, 16 bytes a lane",
-                            "four loads ahead, all rows at once", "shipped: rows_dense"});
+        {{"a thread per output", "lanes read 32 rows at once: 2 bytes used of each transaction of 32"},
+         {"a warp per output", "neighbours read neighbours; too few bytes under way at a time"},
+         {"16 bytes a lane", "512 bytes a warp and load; one load under way per thread; T rows read w T times"},
+         {"four loads ahead, all rows at once", "one pass for all rows, x in shared memory; blocks live too short"},
+         {"rows_dense: blocks that stay", "x fetched once per block, no bank conflicts; arithmetic limits"},
+         {"shipped: stream_dense", "tensor cores, a cp.async ring through all rows, columns split over blocks"}});
     for (const int dtype : {DT_BF16, DT_INT8, DT_INT4}) {
         if (l.small) {
             for (const auto &[OC, C] : {std::pair(7, 33), {40, 64}, {130, 160}, {65, 592}})
@@ -196,8 +214,9 @@ int main(int argc, char **argv) {
             continue;
         }
         for (int T : {1, 5}) {     // OPT-2.7b
-            run_case(&l, "qkv, ", dtype, T, 3 * 2560, 2560);
+            if (T == 1) ladder_show(&l);
             run_case(&l, "fc1, ", dtype, T, 10240, 2560);
+            run_case(&l, "qkv, ", dtype, T, 3 * 2560, 2560);
             run_case(&l, "fc2, ", dtype, T, 2560, 10240);
             if (dtype == DT_BF16) run_case(&l, "head, ", dtype, T, 50304, 2560);
         }

@@ -95,9 +95,10 @@ __global__ void __launch_bounds__(256) embed3(Embed p, int ld) {
     }
 }
 
-// Version 4: what blip2.cu's vit_embed launches one after the other: patches() writes the rows, 2*B*256*588 bytes,
-// cuBLASLt (or gemm(), when it has no algorithm) multiplies and adds the bias, tokens() adds CLS and positions, for
-// which the result is written and read once more. Limit: three kernels, of which two do next to nothing.
+// Version 4: three kernels, as blip2.cu has them for f32: patches() writes the rows, 2*B*256*588 bytes, cuBLASLt (or
+// gemm(), when it has no algorithm) multiplies and adds the bias, tokens() adds CLS and positions, for which the result
+// is written and read once more. The multiply is as good as the library; limit: three launches, and 3.2 MB an image
+// written and read in between.
 static void embed4(const Ladder *l, Lt *lt, const Embed &p, bf16 *rows, float *stage) {
     const int G = p.S / p.P;
     Dense d = {};
@@ -109,6 +110,11 @@ static void embed4(const Ladder *l, Lt *lt, const Embed &p, bf16 *rows, float *s
     tokens(l->s, p.x, stage, p.cls, p.pos, p.B, G * G + 1, p.D);
 }
 
+// Version 5: embed_patches() of cuda_dense.cuh, one kernel again: tiles of 64 patches x 64 columns, so that an image
+// has 88 blocks, the next tile of pixels and weights on its way in registers while this one is multiplied; pixels are
+// normalised and gathered on the way into shared memory, bias, position and CLS come in with the result. Bytes moved:
+// pixels once per 64 columns (from L2), w once per 64 patches, the result once. Limit: the gathering, byte by byte.
+
 static bool launch(const Ladder *l, int version, const Embed &p, Lt *lt, bf16 *rows, float *stage) {
     const int G = p.S / p.P, N = G * G + 1, C = 3 * p.P * p.P, ld = ceil_div(C, 16) * 16 + 8;
     switch (version) {
@@ -116,6 +122,10 @@ static bool launch(const Ladder *l, int version, const Embed &p, Lt *lt, bf16 *r
     case 2: LAUNCH(embed2, dim3(N, p.B), dim3(256), C * sizeof(float), l->s, p); break;
     case 3: LAUNCH(embed3, dim3(ceil_div(N, 32), p.B), dim3(256), 32 * ld * sizeof(bf16), l->s, p, ld); break;
     case 4: embed4(l, lt, p, rows, stage); break;
+    case 5:
+        embed_patches(l->s, p.x, p.pixels, p.norm, Tensor{p.w, NULL, DT_BF16, p.D, C}, p.b, p.cls, p.pos, p.B, p.S,
+                      p.P);
+        break;
     }
     return true;
 }
@@ -141,7 +151,7 @@ static void run_case(Ladder *l, int B, int S, int P, int D) {
     Embed p = {NULL, ladder_input(l, pixels), (const bf16 *)ladder_input(l, w).data, ladder_input(l, b),
                ladder_input(l, cls), ladder_input(l, pos),
                Pixels{{c.mean_r, c.mean_g, c.mean_b}, {c.std_r, c.std_g, c.std_b}}, B, S, P, D};
-    p.x = (float *)ladder_output(l, LADDER_F32, want, 5e-3);     // patches rounded to bf16 (3 and 4)
+    p.x = (float *)ladder_output(l, LADDER_F32, want, 5e-3);     // patches rounded to bf16 (3 to 5)
     bf16 *rows = (bf16 *)ladder_scratch(l, (size_t)B * (N - 1) * C * sizeof(bf16));
     float *stage = (float *)ladder_scratch(l, (size_t)B * (N - 1) * D * sizeof(float));
     Lt lt = {};
@@ -151,14 +161,18 @@ static void run_case(Ladder *l, int B, int S, int P, int D) {
 }
 
 int main(int argc, char **argv) {
-    Ladder l = ladder_open(argc, argv, "patch_embedding", {"a thread per output", "a block per token",
-                                                           "one kernel on tensor cores",
-                                                           "shipped: patches, cuBLASLt, tokens"});
+    Ladder l = ladder_open(argc, argv, "patch_embedding",
+        {{"a thread per output", "one kernel; each pixel is looked up and normalised once per column of w"},
+         {"a block per token", "the patch is normalised once, into shared memory; each token reads all of w"},
+         {"32 tokens on tensor cores", "w read once per 32 tokens; 9 blocks, loads of 4 bytes, none ahead"},
+         {"patches, cuBLASLt, tokens", "the library's multiply; patches and products go through memory"},
+         {"shipped: embed_patches", "one kernel: gathered into shared memory, the rest added to the result"}});
     if (l.small) {
         run_case(&l, 1, 8, 4, 20);
         run_case(&l, 2, 31, 5, 33);      // one pixel left over on either side
         run_case(&l, 1, 42, 6, 16);
     } else {
+        ladder_show(&l);
         run_case(&l, 1, 224, 14, 1408);
         run_case(&l, 1, 364, 14, 1408);
         run_case(&l, 32, 224, 14, 1408);

@@ -218,15 +218,18 @@ static void run_case(Ladder *l, int N, int H, int A) {
 }
 
 int main(int argc, char **argv) {
-    Ladder l = ladder_open(argc, argv, "vit_attention", {"scores in device memory", "scores in shared memory",
-                                                         "a thread per query, running soft-max",
-                                                         "tensor cores, scores in shared memory",
-                                                         "shipped: attention, scores in registers"});
+    Ladder l = ladder_open(argc, argv, "vit_attention",
+        {{"scores in device memory", "three kernels; scores written once and read three times"},
+         {"scores in shared memory", "a block per query; each reads all keys and values, an operation a byte"},
+         {"a thread per query, running soft-max", "keys and values once per 32 queries, no score stored; limit: FP32"},
+         {"tensor cores, scores in shared memory", "16 queries a warp; loads of 2 and 4 bytes, few warps fit"},
+         {"shipped: attention", "64 queries a block, cp.async, ldmatrix; scores stay in registers"}});
     if (l.small) {
         run_case(&l, 5, 2, 8);
         run_case(&l, 37, 1, 24);
         run_case(&l, 70, 1, 88);
     } else {
+        ladder_show(&l);
         run_case(&l, 257, 16, 88);
         run_case(&l, 677, 16, 88);
     }

@@ -199,6 +199,12 @@ static inline float max(float a, float b) { return fmaxf(a, b); }
 static inline int __popc(unsigned x) { return __builtin_popcount(x); }
 static inline int __clz(int x) { return x ? __builtin_clz((unsigned)x) : 32; }
 static inline int __ffs(int x) { return __builtin_ffs(x); }
+static inline unsigned __byte_perm(unsigned x, unsigned y, unsigned s) {   // selectors without the sign bit
+    const uint64_t both = (uint64_t)y << 32 | x;
+    unsigned r = 0;
+    for (int i = 0; i < 4; i++) r |= (unsigned)(both >> (s >> i * 4 & 7) * 8 & 0xFF) << i * 8;
+    return r;
+}
 static inline unsigned __float_as_uint(float x) { unsigned u; __builtin_memcpy(&u, &x, 4); return u; }
 static inline int __float_as_int(float x) { int u; __builtin_memcpy(&u, &x, 4); return u; }
 static inline float __uint_as_float(unsigned u) { float x; __builtin_memcpy(&x, &u, 4); return x; }
