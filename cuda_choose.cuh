@@ -114,7 +114,7 @@ static __device__ Norm row_norm(const Row &w, int V) {
 }
 
 // The processors, on the block's slice of w.y, in place. z: for beams.
-static __device__ void process(const Row &w, const Search *s, Norm z) {
+static __device__ __forceinline__ void process(const Row &w, const Search *s, Norm z) {
     const int t = s->t, n_seen = s->n_seen[w.b], len = n_seen + t, n = s->how.no_repeat_ngram;
     const int *seen = s->seen_ids[w.b], *line = w.line;
     float *values = w.y;
