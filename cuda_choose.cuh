@@ -167,16 +167,19 @@ __global__ void __launch_bounds__(CHOOSE_THREADS) choose_scan_kernel(Choosing c)
     }
     if (block_max(bad) && threadIdx.x == 0) atomicOr(&s->broken[w.b], 1);
     top = block_max(top);
-    if (!beams) process(w, s, Norm{0, 0});
-    if (!beams && !s->how.sample) {          // the largest value, and of those the smallest id
+    Slice *mine = w.slice + blockIdx.x;
+    if (threadIdx.x == 0) mine->top = top;
+    if (first) *w.ticket = 0;
+    if (beams) return;
+    process(w, s, Norm{0, 0});
+    if (!s->how.sample) {                    // the largest value, and of those the smallest id
         for (int v = w.start + threadIdx.x; v < w.end; v += CHOOSE_THREADS) {
             const u64 key = (u64)sort_key(w.y[v] + 0.0f) << 32 | (u32)~v;
             best = key > best ? key : best;
         }
         best = block_max(best);
+        if (threadIdx.x == 0) mine->best = best;
     }
-    if (threadIdx.x == 0) w.slice[blockIdx.x].top = top, w.slice[blockIdx.x].best = best;
-    if (first) *w.ticket = 0;
 }
 
 __global__ void __launch_bounds__(CHOOSE_THREADS) choose_sum_kernel(Choosing c) {
