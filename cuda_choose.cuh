@@ -114,7 +114,7 @@ static __device__ Norm row_norm(const Row &w, int V) {
 }
 
 // The processors, on the block's slice of w.y, in place. z: for beams.
-static __device__ void process(const Row &w, const Search *s, Norm z) {
+static __device__ __forceinline__ void process(const Row &w, const Search *s, Norm z) {
     const int t = s->t, n_seen = s->n_seen[w.b], len = n_seen + t, n = s->how.no_repeat_ngram;
     const int *seen = s->seen_ids[w.b], *line = w.line;
     float *values = w.y;
@@ -167,16 +167,19 @@ __global__ void __launch_bounds__(CHOOSE_THREADS) choose_scan_kernel(Choosing c)
     }
     if (block_max(bad) && threadIdx.x == 0) atomicOr(&s->broken[w.b], 1);
     top = block_max(top);
-    if (!beams) process(w, s, Norm{0, 0});
-    if (!beams && !s->how.sample) {          // the largest value, and of those the smallest id
+    Slice *mine = w.slice + blockIdx.x;
+    if (threadIdx.x == 0) mine->top = top;
+    if (first) *w.ticket = 0;
+    if (beams) return;
+    process(w, s, Norm{0, 0});
+    if (!s->how.sample) {                    // the largest value, and of those the smallest id
         for (int v = w.start + threadIdx.x; v < w.end; v += CHOOSE_THREADS) {
             const u64 key = (u64)sort_key(w.y[v] + 0.0f) << 32 | (u32)~v;
             best = key > best ? key : best;
         }
         best = block_max(best);
+        if (threadIdx.x == 0) mine->best = best;
     }
-    if (threadIdx.x == 0) w.slice[blockIdx.x].top = top, w.slice[blockIdx.x].best = best;
-    if (first) *w.ticket = 0;
 }
 
 __global__ void __launch_bounds__(CHOOSE_THREADS) choose_sum_kernel(Choosing c) {

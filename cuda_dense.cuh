@@ -3,9 +3,9 @@
 // In order:
 //   1. the forms for few rows, in files of their own: cuda_stream.cuh (tensor cores, bound by reading the weights) and
 //      cuda_matvec.cuh (the rest); OPT's fc2 without dead neurons (cuda_skip.cuh)
-//      and for 257 rows (cuda_tile.cuh)
-//   2. gemm_kernel: many rows, own tensor-core kernel, for int8 and int4 weights (dequantised on the way into shared
-//      memory) and for shapes that the library has no algorithm for
+//      and for more than 64 rows (cuda_tile.cuh)
+//   2. gemm_kernel: many rows, own tensor-core kernel, for pixels, for rows of odd lengths (int8 and int4 weights are
+//      dequantised on the way into shared memory) and for shapes that the library has no algorithm for
 //   3. lt_dense: many rows, f32 or bf16 weights, through cuBLASLt with its bias epilogues
 //
 // Not here: which layer uses which form (dense() in blip2.cu).

@@ -51,10 +51,10 @@ static __device__ __forceinline__ float warp_sum(float x) {
 
 static inline int ceil_div(int a, int b) { return (a + b - 1) / b; }
 
-// Decoding is queued a step ahead of what the host has seen. When the choice of a token was the last one, the step behind
-// it is for nothing, and its kernels that have much to read end at once. They ask before pdl_wait, so that no weight and
-// no chain of kernels waits for the answer, and look at it behind. That is not too early: a step begins with a plain
-// launch (advance_kernel), behind which *flag is as the choice before left it. NULL: nothing to ask.
+// Decoding is queued a step ahead of what the host has seen. When a choice of tokens was the last one, the step behind
+// it is for nothing, and its kernels that have much to read end at once. They ask before pdl_wait, so that no weight
+// and no chain of kernels waits for the answer, and look at it behind. That is not too early: a step begins with a
+// plain launch (advance_kernel), behind which *flag is as the choice before left it. NULL: nothing to ask.
 static __device__ __forceinline__ int goes_on(const bool *flag) { return flag ? *flag : 1; }
 
 // ---------------------------------------------------------------------------------------------------------

@@ -36,10 +36,18 @@ template <typename N, typename Op> static __device__ __forceinline__ N block_red
     return x;
 }
 
-static __device__ float block_max(float x) { return block_reduce(x, [](float a, float b) { return a > b ? a : b; }); }
-static __device__ double block_sum(double x) { return block_reduce(x, [](double a, double b) { return a + b; }); }
-static __device__ u64 block_max(u64 x) { return block_reduce(x, [](u64 a, u64 b) { return a > b ? a : b; }); }
-static __device__ u64 block_min(u64 x) { return block_reduce(x, [](u64 a, u64 b) { return a < b ? a : b; }); }
+static __device__ __forceinline__ float block_max(float x) {
+    return block_reduce(x, [](float a, float b) { return a > b ? a : b; });
+}
+static __device__ __forceinline__ double block_sum(double x) {
+    return block_reduce(x, [](double a, double b) { return a + b; });
+}
+static __device__ __forceinline__ u64 block_max(u64 x) {
+    return block_reduce(x, [](u64 a, u64 b) { return a > b ? a : b; });
+}
+static __device__ __forceinline__ u64 block_min(u64 x) {
+    return block_reduce(x, [](u64 a, u64 b) { return a < b ? a : b; });
+}
 
 // What the threads before this one have together.
 static __device__ u64 block_scan(u64 x) {

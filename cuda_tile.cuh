@@ -24,9 +24,9 @@
 // it would be a fifth of that, but would round the products to bf16, so that the same prompt alone and in a batch would
 // be answered with different weights; beside 4 mma (32 cycles of a sm_80 scheduler's tensor core, at best 16 on sm_90)
 // there is room for its 8 multiply-adds. An int8 scale is a whole row's and comes in at the end.
-// Pieces of x are placed so that a read touches every bank once. The sums go through shared memory, so that lines of the
-// result are written whole, with bias, activation (the exact GELU, which the library lacks), gate and residual. Layers
-// with few rows of w split their columns over blocks; the last to finish a tile adds the parts up in order.
+// Pieces of x are placed so that a read touches every bank once. The sums go through shared memory, so that lines of
+// the result are written whole, with bias, activation (the exact GELU, which the library lacks), gate and residual.
+// Layers with few rows of w split their columns over blocks; the last to finish a tile adds the parts up in order.
 // Bytes: w once per 88 rows of x, x once per 128 rows of w, all but the first time from the L2 cache.
 // dense() of blip2.cu takes it, in front of lt_dense, where tile_fits says so.
 // Not here: rows of w that are no multiple of 16 bytes, f32 weights, pixels (gemm_kernel).

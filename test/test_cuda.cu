@@ -1,7 +1,8 @@
 // test/test_cuda.cu: the CUDA backend against the CPU path: stages, tokens, and each launcher on odd shapes.
 //
 // In order: dense layers of every dtype; attention over sequences; the rest (cuda_passes.h, cuda_layer_tests.h); whole
-// models (tiny ones, fixtures of every dtype, the demo): stages, tokens, two runs that must agree to the bit. By nvcc
+// models (tiny ones, fixtures of every dtype, the demo): stages, tokens, two runs that must agree to the bit; batches
+// of more than 64 rows (cuda_batches.h). By nvcc
 // for a card (make test-cuda) and by g++ for the simulator (make test-cuda-sim). blip2.cu is included, so that its
 // launchers can be called. Arguments: parts of the names of the tests that are to run.
 // Not here: speed (dev/cuda/), what is chosen from given logits (test_generate.c).
@@ -280,17 +281,22 @@ extern "C" bool __wrap_search_step(Search *s, Step *out, const float *logits) {
 // further apart than twice that are in the same order on both sides.
 static double logit_bound(bool f32) { return f32 ? 1e-4 : 0.1; }
 
-// Greedy, three prompts about two images: the tokens must be equal as long as the CPU's two best candidates lie further
+// Greedy, B prompts about some images: the tokens must be equal as long as the CPU's two best candidates lie further
 // apart than the bound; behind the first other token the two sides answer different questions.
-static void test_greedy(const Model *m, const char *model, bool f32, int max_new) {
+static void test_greedy(const Model *m, const char *model, bool f32, int max_new, int B = 3) {
     char what[96];
     snprintf(what, sizeof what, "%s: greedy", model);
     if (!wanted(what)) return;
     Err e;
     const int a[] = {3, 5, 4, 2, 6}, b2[] = {7, 2}, c3[] = {2, 9, 8, 8, 8, 1, 4};
-    const Prompt prompts[] = {{a, 5, 1}, {b2, 2, 0}, {c3, 7, 1}};
-    const int B = 3;
-    const std::vector<uint8_t> pixels = pixels_of(&m->config, 2);
+    const Prompt three[] = {{a, 5, 1}, {b2, 2, 0}, {c3, 7, 1}};
+    const int images = B > 8 ? 8 : 2;
+    std::vector<Prompt> prompts;
+    for (int i = 0; i < B; i++) {
+        prompts.push_back(three[i % 3]);
+        prompts.back().image = (prompts.back().image + i / 3) % images;
+    }
+    const std::vector<uint8_t> pixels = pixels_of(&m->config, images);
     Limits lim = {};
     lim.B = B, lim.R = B, lim.prompt = 8, lim.max_new = max_new, lim.threads = 1;
     Choice how = {};
@@ -303,8 +309,8 @@ static void test_greedy(const Model *m, const char *model, bool f32, int max_new
         void *run = b->open(m, &lim, &e);
         EXPECT(&tally, run, "%s: %s", what, e.text);
         if (!run) return;
-        b->encode(run, pixels.data(), 2);
-        b->prompt(run, prompts, B, &how);
+        b->encode(run, pixels.data(), images);
+        b->prompt(run, prompts.data(), B, &how);
         Step step;
         while (b->step(run, &step))
             for (int i = 0; i < B; i++) {
@@ -454,6 +460,8 @@ static void test_models(void) {
         }
 }
 
+#include "cuda_batches.h"
+
 int main(int argc, char **argv) {
     int code = 0;
     chosen.assign(argv + 1, argv + argc);
@@ -463,6 +471,7 @@ int main(int argc, char **argv) {
     test_passes();
     test_layers();
     test_models();
+    test_batches();
     CUDA_CHECK(cudaDeviceSynchronize());
 #ifdef CUDA_SIM
     EXPECT(&tally, sim_unfreed() == 0, "%zu allocations were not freed", sim_unfreed());

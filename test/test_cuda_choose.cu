@@ -50,7 +50,8 @@ static bool run_case(const Case *c, bool shift) {
     for (int r = 0; r < R; r++) fixed[1 + 3 * MOST_R + r] = r / K;
     Buffer block = buffer_of(bytes, NULL), lines = buffer_of(2 * R * MOST_NEW * sizeof(int), NULL);
     Buffer ints = buffer_of(sizeof ids, ids), small = buffer_of(fixed.size() * sizeof(int), fixed.data());
-    Buffer logits = buffer_of(floats, NULL), values = buffer_of(floats, NULL), scratch = buffer_of(R * choose_scratch(V, R) * 4, NULL);
+    Buffer logits = buffer_of(floats, NULL), values = buffer_of(floats, NULL);
+    Buffer scratch = buffer_of(R * choose_scratch(V, R) * 4, NULL);
     for (int i = 0; i < 4; i++) there[i] = at<int>(ints) + 7 * i;
     for (int side = 0; side < 2; side++) {
         mem[side] = aligned_alloc(64, bytes);

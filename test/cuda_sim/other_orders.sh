@@ -10,7 +10,7 @@ for order in '2 80' '3 90'; do
     # shellcheck disable=SC2086  # two words
     set -- $order
     SIM_LAUNCHES=$out.launches SIM_SEED=$1 SIM_CC=$2 "${TEST_CUDA:-build/cuda_sim/test_cuda}" patches 'tokens (' norm \
-        activate embed gather kv_store attention past 'fc2 by' 'pixels to' '(8,33)' '(70,160)' \
+        activate embed gather kv_store attention past 'fc2 by' 'pixels to' '(8,33)' '(70,160)' 'form 4' \
         'family 1, dtype 1: tokens' 'family 2, dtype 0: tokens' >"$out"
     status=$?
     tally=$(grep -E '^[0-9]+ passed, [0-9]+ failed, [0-9]+ skipped$' "$out" | tail -n 1)

@@ -25,6 +25,7 @@ SEEDS = 3
 LIMIT = 300      # seconds a run may take on a busy machine
 
 ATTENTION, LAYERS, BACKEND, STREAM = "cuda_attention.cuh", "cuda_layers.cuh", "blip2.cu", "cuda_stream.cuh"
+TILE, CHOOSE = "cuda_tile.cuh", "cuda_choose.cuh"
 DENSE = ""     # whichever file has it
 FIXTURE_F32, FIXTURE_BF16 = "fixture of family 1, dtype 0", "fixture of family 1, dtype 1"
 TINY = "test/data/tiny_opt.bin"
@@ -100,6 +101,21 @@ BUGS = [
     ("int4: the nibbles of a byte are swapped", WRONG, "dense dtype 3, 2-byte activations, form 2, (70,160)",
      (DENSE, "((int)((j < 16 ? byte : byte >> 4) & 15) - 8)",
       "((int)(((j < 16) != PLANTED ? byte : byte >> 4) & 15) - 8)")),
+    ("tiles, int4: the other nibble of a byte", WRONG, "dense dtype 3, 2-byte activations, form 4, (88,144)",
+     (TILE, "int4_pairs(a, v.x >> t / 2 * 4)", "int4_pairs(a, v.x >> (PLANTED ? 1 - t / 2 : t / 2) * 4)")),
+    ("tiles, int4: a group without its scale", WRONG, "dense dtype 3, 2-byte activations, form 4, (88,144)",
+     (TILE, "acc[m][n][e] += sum[e] * s[m][e / 2];", "acc[m][n][e] += PLANTED ? sum[e] : sum[e] * s[m][e / 2];")),
+    ("tiles: no wait for the ring", r"cuda_sim: cp\.async", "dense dtype 2, 2-byte activations, form 4, (88,144)",
+     (TILE, "        cp_async_wait<TILE_STAGES - 2>();", "        if (!PLANTED) cp_async_wait<TILE_STAGES - 2>();")),
+    ("tiles: sums overwrite a ring that is still read", RACE, "dense dtype 2, 2-byte activations, form 4, (88,144)",
+     (TILE, "    __syncthreads();   // nobody reads", "    if (!PLANTED) __syncthreads();   // nobody reads")),
+    ("a step behind the end reads the weights", "behind the end", "wide model of family 1, dtype 1: idle",
+     (STREAM, "    if (!going) {", "    if (!going && !PLANTED) {")),
+    ("the stop flag is set before all prompts were looked at", WRONG + "|" + STOPPED, TINY + ": tokens",
+     (CHOOSE, "more = __syncthreads_or(more);", "more = PLANTED ? more : __syncthreads_or(more);")),
+    ("the sums of a row are begun before its largest logit is there", r"cuda_sim: (race|pdl)", FIXTURE_F32 + ": tokens",
+     (CHOOSE, "    SHARED(float, e, [SLICE]);\n    pdl_wait();",
+      "    SHARED(float, e, [SLICE]);\n    if (!PLANTED) pdl_wait();")),
     ("no barrier between the tiles of a multiply", RACE, "dense dtype 1, 2-byte activations, form 2, (70,160)",
      (DENSE, "xv[i]);\n                store_128(&ws[(step + 1) & 1][row + 32 * i][col], wv[i]);\n            }\n"
       "        __syncthreads();",
