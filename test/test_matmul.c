@@ -132,7 +132,7 @@ static Ref ref_of(const float *x, const float *w, int C, int dtype, double bias,
         r.size += fabs(p);
         top = fmax(top, fabs(x[c]));
         sum += fabs(w[c]);
-        if (dtype == DT_INT8 && (c == C - 1 || (c + 1) % IN_A_BLOCK == 0)) {
+        if ((dtype == DT_INT8 || (dtype == DT_INT4 && few)) && (c == C - 1 || (c + 1) % IN_A_BLOCK == 0)) {
             r.slack += off_int8(isa) * 1.001 * top / STEPS * sum;
             top = sum = 0;
         }
