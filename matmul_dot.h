@@ -156,21 +156,41 @@ static TARGET void NAME(tile)(float *out, size_t ldo, const float *base, size_t 
 // floats, lane by lane, when its scale changes.
 
 #if FEW > 0
-INLINE float NAME(lanes)(V sum) {
-    float s[VW];
-    *(V *)s = sum;
-    for (int h = VW / 2; h > 0; h /= 2)
-        for (int i = 0; i < h; i++) s[i] += s[i + h];
-    return s[0];
+// The sums of the lanes of four vectors, `apart` from one to the next, added to base or zero -> out (n), n of the four;
+// scale (n) or NULL
+INLINE void NAME(finish4)(float *out, const float *base, const V *sum, int apart, const float *scale, int n) {
+    FloatFour four[4];
+#pragma GCC unroll 4
+    for (int r = 0; r < 4; r++) {
+        const FloatFour *const part = (const FloatFour *)(const void *)(sum + r * apart);
+        four[r] = part[0];
+#pragma GCC unroll 4
+        for (int i = 1; i < VW / 4; i++) four[r] += part[i];
+    }
+    const FloatFour ab = SHUFFLE(four[0], four[1], 0, 4, 1, 5) + SHUFFLE(four[0], four[1], 2, 6, 3, 7);
+    const FloatFour cd = SHUFFLE(four[2], four[3], 0, 4, 1, 5) + SHUFFLE(four[2], four[3], 2, 6, 3, 7);
+    FloatFour all = SHUFFLE(ab, cd, 0, 1, 4, 5) + SHUFFLE(ab, cd, 2, 3, 6, 7);
+    if (n == 4) {
+        if (scale) all *= *(const FloatFour *)(const void *)scale;
+        if (base) all += *(const FloatFour *)(const void *)base;
+        *(FloatFour *)(void *)out = all;
+    } else for (int r = 0; r < n; r++) out[r] = (base ? base[r] : 0) + (scale ? scale[r] : 1) * all[r];
 }
 
-INLINE void NAME(rows_rw)(float *out, size_t ldo, const float *base, size_t ldbase, const NarrowX *x, const Weights *w,
-                          size_t j, int T, int rw, int C) {
-    V sum[4][6];
-    int tail[4][6];
-    const uint8_t *const first = weight_at(w, j, 0), *const ahead = first + (size_t)rw * w->ld + 8192;
+// sum (R,T) -> out (T,R)
+INLINE void NAME(finish)(float *out, size_t ldo, const float *base, size_t ldbase, const V *sum, const float *scale,
+                         int T, int R) {
     for (int t = 0; t < T; t++)
-        for (int r = 0; r < rw; r++) sum[r][t] = (V){0}, tail[r][t] = 0;
+        for (int r = 0; r < R; r += 4)
+            NAME(finish4)(out + (size_t)t * ldo + r, base ? base + (size_t)t * ldbase + r : NULL, sum + r * T + t, T,
+                          scale ? scale + r : NULL, min_int(4, R - r));
+}
+
+// Rows j .. j+rw of w: the sums (rw,T), in lanes
+INLINE void NAME(rows_rw)(V *sum, const NarrowX *x, const Weights *w, size_t j, int T, int rw, int C) {
+    const int c0 = C / (UNIT * VW) * (UNIT * VW);
+    const uint8_t *const first = weight_at(w, j, 0), *const ahead = first + (size_t)rw * w->ld + 8192;
+    for (int i = 0; i < rw * T; i++) sum[i] = (V){0};
     for (int b = 0; b < C; b += BLOCK) {
         const int end = min_int(b + BLOCK, C);
         int c = b;
@@ -202,30 +222,34 @@ INLINE void NAME(rows_rw)(float *out, size_t ldo, const float *base, size_t ldba
 #pragma GCC unroll 16
             for (int r = 0; r < rw; r++) {
                 const VI a = PLANES == 2 ? (VI)(acc[r][t * PLANES] * 256 + acc[r][t * PLANES + PLANES - 1]) : acc[r][t];
-                sum[r][t] += __builtin_convertvector(a, V) * s;
+                sum[r * T + t] += __builtin_convertvector(a, V) * s;
             }
         }
-        for (; c < end; c++)          // less than a vector, only behind the last block
-            for (int t = 0; t < T; t++)
-                for (int r = 0; r < rw; r++)
-                    tail[r][t] += narrow_x(x, AS, t, c) * (int8_t)first[(size_t)r * w->ld + (size_t)c];
     }
-    for (int t = 0; t < T; t++)
-        for (int r = 0; r < rw; r++) {
-            float s = NAME(lanes)(sum[r][t]);
-            if (C > 0) s += (float)tail[r][t] * x->scale[(size_t)t * x->ldscale + (size_t)((C - 1) / BLOCK)];
-            out[t * ldo + r] = (base ? base[t * ldbase + r] : 0) + row_scale(w, j + (size_t)r) * s;
-        }
+    if (c0 < C)                      // less than a vector, only behind the last block
+        for (int t = 0; t < T; t++)
+            for (int r = 0; r < rw; r++) {
+                int tail = 0;
+                for (int c = c0; c < C; c++) tail += narrow_x(x, AS, t, c) * (int8_t)first[(size_t)r * w->ld + (size_t)c];
+                sum[r * T + t][0] += (float)tail * x->scale[(size_t)t * x->ldscale + (size_t)((C - 1) / BLOCK)];
+            }
 }
 
 INLINE void NAME(rows_t)(float *out, size_t ldo, const float *base, size_t ldbase, const NarrowX *x, const Weights *w,
                          int j0, int T, int n, int C) {
     // rw * (T + 1) * PLANES + 1 registers, of 16 or 32; for one or two rows of x a single stream is fastest
     const int rw = VW == 16 ? (T < 3 ? 1 : 4) : T == 3 || T == 4 ? 3 : 2;
-    int j = 0;
-    for (; j + rw <= n; j += rw)
-        NAME(rows_rw)(out + j, ldo, base ? base + j : NULL, ldbase, x, w, (size_t)(j0 + j), T, rw, C);
-    for (; j < n; j++) NAME(rows_rw)(out + j, ldo, base ? base + j : NULL, ldbase, x, w, (size_t)(j0 + j), T, 1, C);
+    for (int j = 0; j < n; j += STRIP) {
+        V sum[STRIP * 6];
+        const int R = min_int(STRIP, n - j);
+        const float *const scale = (const float *)w->scale + j0 + j;
+        int r = 0;
+        for (; r + rw <= R; r += rw) NAME(rows_rw)(sum + r * T, x, w, (size_t)(j0 + j + r), T, rw, C);
+        for (; r < R; r++) NAME(rows_rw)(sum + r * T, x, w, (size_t)(j0 + j + r), T, 1, C);
+        for (; r % 4; r++)
+            for (int t = 0; t < T; t++) sum[r * T + t] = (V){0};
+        NAME(finish)(out + j, ldo, base ? base + j : NULL, ldbase, sum, scale, T, R);
+    }
 }
 
 // Too many sums for the registers: slices of x, 16 rows of w staying in the cache for all.

@@ -49,31 +49,39 @@ enum { NAME(unit_columns) = 32 * VW, NAME(unit_x) = 4 * 5 * 4 * VW };
 
 // x (C) -> a row as drawn above, zeros behind C up to the next multiple of BLOCK; scale (C/BLOCK)
 static TARGET void NAME(convert4)(uint8_t *row, size_t low, float *scale, const float *x, int C, bool bytes) {
+    typedef int32_t Int8s __attribute__((vector_size(32), aligned(2), may_alias));
+    typedef uint64_t Long4s __attribute__((vector_size(32)));
+    typedef int16_t Short8s __attribute__((vector_size(16), aligned(1), may_alias));
+#if AS == AS_BYTES
+    typedef int16_t Short16s __attribute__((vector_size(32)));
+    typedef int8_t Byte16s __attribute__((vector_size(16), aligned(1), may_alias));
+#endif
     (void)low, (void)bytes;
     for (int b = 0; b < C; b += BLOCK) {
-        int16_t q[BLOCK] = {0};
-        scale[b / BLOCK] = NAME(to_int16)(q, x + b, min_int(BLOCK, C - b));
-        for (int g = 0; g < BLOCK / 32; g++) {
-            const int16_t *const from = q + 32 * g;
-            const size_t in_row = (size_t)(b / 32 + g);
-            uint8_t *const to = row + in_row / (VW / 4) * (20 * VW) + in_row % (VW / 4) * 16;
-            int32_t *const start = (int32_t *)(void *)(to + 16 * VW);
-            for (int i = 0; i < 16; i++) {
+        const int n = min_int(BLOCK, C - b);
+        int16_t q[BLOCK];
+        scale[b / BLOCK] = NAME(to_int16)(q, x + b, n);
+        memset(q + n, 0, (size_t)(BLOCK - n) * sizeof *q);
+        for (int i = 0; i < BLOCK / 32; i++) {
+            const size_t g = (size_t)(b / 32 + i);
+            uint8_t *const to = row + g / (VW / 4) * (20 * VW) + g % (VW / 4) * 16;
+            const Int8s first = *(const Int8s *)(const void *)(q + 32 * i);          // in pairs
+            const Int8s second = *(const Int8s *)(const void *)(q + 32 * i + 16);
+            const Int8s pairs = (first << 16 >> 16) + (first >> 16) + (second << 16 >> 16) + (second >> 16);
+            const Long4s fours = (Long4s)pairs + ((Long4s)pairs >> 32);               // in their lower halves
+            *(Four *)(void *)(to + 16 * VW) = __builtin_convertvector(fours, Four) * -8;
 #if AS == AS_BYTES
-                ((int8_t *)to)[i] = (int8_t)((from[i] - (int8_t)from[i]) >> 8);
-                ((int8_t *)to)[4 * VW + i] = (int8_t)((from[16 + i] - (int8_t)from[16 + i]) >> 8);
-                ((int8_t *)to)[8 * VW + i] = (int8_t)from[i];
-                ((int8_t *)to)[12 * VW + i] = (int8_t)from[16 + i];
+            const Short16s one = (Short16s)first, two = (Short16s)second;
+            *(Byte16s *)(void *)to = __builtin_convertvector((one - (one << 8 >> 8)) >> 8, Byte16s);
+            *(Byte16s *)(void *)(to + 4 * VW) = __builtin_convertvector((two - (two << 8 >> 8)) >> 8, Byte16s);
+            *(Byte16s *)(void *)(to + 8 * VW) = __builtin_convertvector(one, Byte16s);
+            *(Byte16s *)(void *)(to + 12 * VW) = __builtin_convertvector(two, Byte16s);
 #else
-                int16_t *const part = (int16_t *)(void *)(to + 8 * VW * (i / 8)) + i % 8;
-                part[0] = from[i % 8 * 2 + i / 8];
-                part[2 * VW] = from[16 + i % 8 * 2 + i / 8];
+            *(Short8s *)(void *)to = __builtin_convertvector(first, Short8s);
+            *(Short8s *)(void *)(to + 4 * VW) = __builtin_convertvector(second, Short8s);
+            *(Short8s *)(void *)(to + 8 * VW) = __builtin_convertvector(first >> 16, Short8s);
+            *(Short8s *)(void *)(to + 12 * VW) = __builtin_convertvector(second >> 16, Short8s);
 #endif
-            }
-            for (int k = 0; k < 4; k++) {
-                start[k] = 0;
-                for (int i = 4 * k; i < 4 * k + 4; i++) start[k] -= 8 * (from[i] + from[16 + i]);
-            }
         }
     }
 }
@@ -94,7 +102,7 @@ INLINE void NAME(nibbles)(VI n[4], const uint8_t *p) {
 
 // Rows j .. j+rw of w, units from .. to of their columns, times T rows of x, are added to sum. Meanwhile the same of
 // as many rows is fetched that begin at `ahead` and `ahead_scale`, in order of address.
-INLINE void NAME(units4)(V (*sum)[6], const NarrowX *x, const Weights *w, size_t j, int T, int rw, int from, int to,
+INLINE void NAME(units4)(V *sum, const NarrowX *x, const Weights *w, size_t j, int T, int rw, int from, int to,
                          const uint8_t *ahead, const uint8_t *ahead_scale) {
     const size_t groups = groups_of(w->ld), panel = (size_t)(to - from) * 16 * VW;
     const uint8_t *const data = weight_at(w, j, 0);
@@ -159,7 +167,7 @@ INLINE void NAME(units4)(V (*sum)[6], const NarrowX *x, const Weights *w, size_t
         for (int t = 0; t < T; t++) {
             const V s = x->scale[(size_t)t * x->ldscale + (size_t)(u * NAME(unit_columns) / BLOCK)] - (V){0};
 #pragma GCC unroll 16
-            for (int r = 0; r < rw; r++) sum[r][t] = FMA(part[r][t], s, sum[r][t]);
+            for (int r = 0; r < rw; r++) sum[r * T + t] = FMA(part[r][t], s, sum[r * T + t]);
         }
     }
 }
@@ -168,12 +176,13 @@ INLINE void NAME(units4)(V (*sum)[6], const NarrowX *x, const Weights *w, size_t
 // of the weights, one row's after the other's. What is fetched ahead are the panels that come AHEAD later.
 INLINE void NAME(rows4_t)(float *out, size_t ldo, const float *base, size_t ldbase, const NarrowX *x, const Weights *w,
                           int j0, int T, int n, int C) {
-    enum { STRIP = 16, IN_L1 = 32768, AHEAD = 8192 };
+    enum { IN_L1 = 32768, AHEAD = 8192 };
     const int units = ceil_div(C, NAME(unit_columns)), wide = min_int(units, IN_L1 / (T * NAME(unit_x)));
     const int panels = ceil_div(units, wide), rw = VW == 16 && T > 2 ? 2 : 1;
     const int later = ceil_div(AHEAD, wide * 16 * VW);
     for (int j = 0; j < n; j += STRIP) {
-        V sum[STRIP][6] = {{{0}}};
+        V sum[STRIP * 6];                                    // rows of w by T
+        for (int i = 0; i < STRIP * T; i++) sum[i] = (V){0};
         const int R = min_int(STRIP, n - j);
         for (int i = 0, step; i < panels * R; i += step) {
             const int r = i % R, from = i / R * wide, to = min_int(from + wide, units), next = i + later;
@@ -183,13 +192,10 @@ INLINE void NAME(rows4_t)(float *out, size_t ldo, const float *base, size_t ldba
             const uint8_t *const ahead = weight_at(w, row, column);
             const uint8_t *const ahead_scale = (const uint8_t *)w->scale + 2 * group_at(w, row, column);
             step = r + rw <= R ? rw : 1;
-            if (step == rw) NAME(units4)(sum + r, x, w, (size_t)(j0 + j + r), T, rw, from, to, ahead, ahead_scale);
-            else NAME(units4)(sum + r, x, w, (size_t)(j0 + j + r), T, 1, from, to, ahead, ahead_scale);
+            if (step == rw) NAME(units4)(sum + r * T, x, w, (size_t)(j0 + j + r), T, rw, from, to, ahead, ahead_scale);
+            else NAME(units4)(sum + r * T, x, w, (size_t)(j0 + j + r), T, 1, from, to, ahead, ahead_scale);
         }
-        for (int r = 0; r < R; r++)
-            for (int t = 0; t < T; t++)
-                out[(size_t)t * ldo + (size_t)(j + r)] = (base ? base[(size_t)t * ldbase + (size_t)(j + r)] : 0) +
-                                                         NAME(lanes)(sum[r][t]);
+        NAME(finish)(out + j, ldo, base ? base + j : NULL, ldbase, sum, NULL, T, R);
     }
 }
 

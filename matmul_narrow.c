@@ -56,6 +56,7 @@ static inline int narrow_x(const NarrowX *x, int as, int t, int c) {
 // w (n,K) -> out (K/unit,N) units of four bytes, zero behind n, and behind K up to a multiple of 64.
 
 typedef int32_t Four __attribute__((vector_size(16), aligned(1), may_alias));
+typedef float FloatFour __attribute__((vector_size(16), aligned(4), may_alias));
 typedef int8_t Bytes __attribute__((vector_size(8), aligned(1), may_alias));
 typedef int16_t Shorts __attribute__((vector_size(16)));
 
