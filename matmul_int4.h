@@ -51,10 +51,11 @@ enum { NAME(unit_columns) = 32 * VW, NAME(unit_x) = 4 * 5 * 4 * VW };
 static TARGET void NAME(convert4)(uint8_t *row, size_t low, float *scale, const float *x, int C, bool bytes) {
     typedef int32_t Int8s __attribute__((vector_size(32), aligned(2), may_alias));
     typedef uint64_t Long4s __attribute__((vector_size(32)));
-    typedef int16_t Short8s __attribute__((vector_size(16), aligned(1), may_alias));
 #if AS == AS_BYTES
     typedef int16_t Short16s __attribute__((vector_size(32)));
     typedef int8_t Byte16s __attribute__((vector_size(16), aligned(1), may_alias));
+#else
+    typedef int16_t Short8s __attribute__((vector_size(16), aligned(1), may_alias));
 #endif
     (void)low, (void)bytes;
     for (int b = 0; b < C; b += BLOCK) {
