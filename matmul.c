@@ -74,6 +74,7 @@ struct MatmulKernels {
     const char *name;
     const Loops *loops;
     const Narrow *int8, *bf16;      // what multiplies such weights instead, or NULL
+    const Narrow *int4;             // for few rows of x
     bool rounds;                    // x to less than 16 bits: only when asked for
 };
 
@@ -283,7 +284,9 @@ void matmul_then(float *out, const float *x, const Tensor *w, const float *b, in
     Product p = {out, x, weights, b, (size_t)OC, (size_t)C, 1.0f, T, OC, C, false, par->kernels->loops, par->scratch,
                  T, NC, then, NULL, 0};
     if (T <= 0 || OC <= 0) return;
-    const Narrow *narrow = w->dtype == DT_INT8 ? par->kernels->int8 : w->dtype == DT_BF16 ? par->kernels->bf16 : NULL;
+    const Narrow *const narrow = w->dtype == DT_INT8 ? par->kernels->int8 : w->dtype == DT_BF16 ? par->kernels->bf16 :
+                                 w->dtype == DT_INT4 && par->kernels->int4 && T <= par->kernels->int4->few ?
+                                 par->kernels->int4 : NULL;
     if (narrow && (narrow->few > 0 || T > BF16_FEW) &&
         narrow_matmul(narrow, out, x, &weights, b, then, T, OC, C, par->kernels->loops->activate,
                       (char *)par->scratch + pack_bytes(par->threads), par)) return;

@@ -12,8 +12,9 @@
 //   ASM, REG      an instruction that adds to %0 those of %1 and %2, and the constraint for its registers
 //   PAIRS(p)      VI: 2 * VW int8 at p as 16-bit integers (AS_INT16)
 //
-// In order: vector types and what the instructions mean; tile(), for many rows of x; rows(), for a few.
-// Not here: conversion of x, packing of w, blocking, threads.
+// In order: vector types and what the instructions mean; conversion of x to integers; tile(), for many rows of x;
+// rows(), for a few; the same for int4 weights (matmul_int4.h).
+// Not here: conversion of x to bf16, packing of w, blocking, threads.
 
 typedef float NAME(v) __attribute__((vector_size(4 * VW), aligned(4), may_alias));
 typedef int32_t NAME(vi) __attribute__((vector_size(4 * VW)));    // in registers: less aligned, gcc 12 spills them
@@ -66,6 +67,39 @@ INLINE VI NAME(pairs)(const int8_t *p) {
     return v;
 }
 #define PAIRS NAME(pairs)
+#endif
+
+// ---------------------------------------------------------------------------------------------------------
+// x (n) of one block -> q (n), and the scale that is returned
+
+#if FEW > 0
+INLINE float NAME(to_int16)(int16_t *q, const float *x, int n) {
+    uint32_t top = 0;      // as bits, magnitudes are in order, and NaN is above infinity
+    for (int c = 0; c < n; c++) {
+        const uint32_t u = float_bits(x[c]) & 0x7FFFFFFF;
+        top = u > top ? u : top;
+    }
+    const float most = bits_to_float(top), factor = top < 0x7F800000 && most > 0x1p-100f ? X_MAX / most : 0;
+    if (factor > 0)
+        // adding 1.5 * 2^23 rounds to an integer, which then stands in the low bits
+        for (int c = 0; c < n; c++) q[c] = (int16_t)float_bits(x[c] * factor + 12582912);
+    else memset(q, 0, (size_t)n * sizeof *q);
+    return top < 0x7F800000 ? (factor > 0 ? most / X_MAX : 0) : bits_to_float(0x7FC00000);
+}
+
+static TARGET void NAME(convert)(uint8_t *row, size_t low, float *scale, const float *x, int C, bool bytes) {
+    const size_t rest = padded(C) - (size_t)C;
+    int16_t *const q = (int16_t *)(void *)row;
+    for (int b = 0; b < C; b += BLOCK) {
+        const int n = min_int(BLOCK, C - b);
+        int16_t v[BLOCK];
+        int8_t *const h = (int8_t *)row + b, *const l = h + low;
+        scale[b / BLOCK] = NAME(to_int16)(bytes ? v : q + b, x + b, n);
+        for (int c = 0; bytes && c < n; c++) l[c] = (int8_t)v[c], h[c] = (int8_t)((v[c] - (int8_t)v[c]) >> 8);
+    }
+    if (bytes) memset(row + C, 0, rest), memset(row + low + C, 0, rest);
+    else memset(q + C, 0, 2 * rest);
+}
 #endif
 
 // ---------------------------------------------------------------------------------------------------------
@@ -122,13 +156,41 @@ static TARGET void NAME(tile)(float *out, size_t ldo, const float *base, size_t 
 // floats, lane by lane, when its scale changes.
 
 #if FEW > 0
-INLINE void NAME(rows_rw)(float *out, size_t ldo, const float *base, size_t ldbase, const NarrowX *x, const Weights *w,
-                          size_t j, int T, int rw, int C) {
-    V sum[4][6];
-    int tail[4][6];
-    const uint8_t *const first = weight_at(w, j, 0), *const ahead = first + (size_t)rw * w->ld + 8192;
+// The sums of the lanes of four vectors, `apart` from one to the next, added to base or zero -> out (n), n of the four;
+// scale (n) or NULL
+INLINE void NAME(finish4)(float *out, const float *base, const V *sum, int apart, const float *scale, int n) {
+    FloatFour four[4];
+#pragma GCC unroll 4
+    for (int r = 0; r < 4; r++) {
+        const FloatFour *const part = (const FloatFour *)(const void *)(sum + r * apart);
+        four[r] = part[0];
+#pragma GCC unroll 4
+        for (int i = 1; i < VW / 4; i++) four[r] += part[i];
+    }
+    const FloatFour ab = SHUFFLE(four[0], four[1], 0, 4, 1, 5) + SHUFFLE(four[0], four[1], 2, 6, 3, 7);
+    const FloatFour cd = SHUFFLE(four[2], four[3], 0, 4, 1, 5) + SHUFFLE(four[2], four[3], 2, 6, 3, 7);
+    FloatFour all = SHUFFLE(ab, cd, 0, 1, 4, 5) + SHUFFLE(ab, cd, 2, 3, 6, 7);
+    if (n == 4) {
+        if (scale) all *= *(const FloatFour *)(const void *)scale;
+        if (base) all += *(const FloatFour *)(const void *)base;
+        *(FloatFour *)(void *)out = all;
+    } else for (int r = 0; r < n; r++) out[r] = (base ? base[r] : 0) + (scale ? scale[r] : 1) * all[r];
+}
+
+// sum (R,T) -> out (T,R)
+INLINE void NAME(finish)(float *out, size_t ldo, const float *base, size_t ldbase, const V *sum, const float *scale,
+                         int T, int R) {
     for (int t = 0; t < T; t++)
-        for (int r = 0; r < rw; r++) sum[r][t] = (V){0}, tail[r][t] = 0;
+        for (int r = 0; r < R; r += 4)
+            NAME(finish4)(out + (size_t)t * ldo + r, base ? base + (size_t)t * ldbase + r : NULL, sum + r * T + t, T,
+                          scale ? scale + r : NULL, min_int(4, R - r));
+}
+
+// Rows j .. j+rw of w: the sums (rw,T), in lanes
+INLINE void NAME(rows_rw)(V *sum, const NarrowX *x, const Weights *w, size_t j, int T, int rw, int C) {
+    const int c0 = C / (UNIT * VW) * (UNIT * VW);
+    const uint8_t *const first = weight_at(w, j, 0), *const ahead = first + (size_t)rw * w->ld + 8192;
+    for (int i = 0; i < rw * T; i++) sum[i] = (V){0};
     for (int b = 0; b < C; b += BLOCK) {
         const int end = min_int(b + BLOCK, C);
         int c = b;
@@ -160,60 +222,69 @@ INLINE void NAME(rows_rw)(float *out, size_t ldo, const float *base, size_t ldba
 #pragma GCC unroll 16
             for (int r = 0; r < rw; r++) {
                 const VI a = PLANES == 2 ? (VI)(acc[r][t * PLANES] * 256 + acc[r][t * PLANES + PLANES - 1]) : acc[r][t];
-                sum[r][t] += __builtin_convertvector(a, V) * s;
+                sum[r * T + t] += __builtin_convertvector(a, V) * s;
             }
         }
-        for (; c < end; c++)          // less than a vector, only behind the last block
-            for (int t = 0; t < T; t++)
-                for (int r = 0; r < rw; r++)
-                    tail[r][t] += narrow_x(x, AS, t, c) * (int8_t)first[(size_t)r * w->ld + (size_t)c];
     }
-    for (int t = 0; t < T; t++)
-        for (int r = 0; r < rw; r++) {
-            float lanes[VW];
-            *(V *)lanes = sum[r][t];
-            for (int h = VW / 2; h > 0; h /= 2)
-                for (int i = 0; i < h; i++) lanes[i] += lanes[i + h];
-            if (C > 0) lanes[0] += (float)tail[r][t] * x->scale[(size_t)t * x->ldscale + (size_t)((C - 1) / BLOCK)];
-            out[t * ldo + r] = (base ? base[t * ldbase + r] : 0) + row_scale(w, j + (size_t)r) * lanes[0];
-        }
+    if (c0 < C)                      // less than a vector, only behind the last block
+        for (int t = 0; t < T; t++)
+            for (int r = 0; r < rw; r++) {
+                int tail = 0;
+                for (int c = c0; c < C; c++) tail += narrow_x(x, AS, t, c) * (int8_t)first[(size_t)r * w->ld + (size_t)c];
+                sum[r * T + t][0] += (float)tail * x->scale[(size_t)t * x->ldscale + (size_t)((C - 1) / BLOCK)];
+            }
 }
 
 INLINE void NAME(rows_t)(float *out, size_t ldo, const float *base, size_t ldbase, const NarrowX *x, const Weights *w,
                          int j0, int T, int n, int C) {
     // rw * (T + 1) * PLANES + 1 registers, of 16 or 32; for one or two rows of x a single stream is fastest
     const int rw = VW == 16 ? (T < 3 ? 1 : 4) : T == 3 || T == 4 ? 3 : 2;
-    int j = 0;
-    for (; j + rw <= n; j += rw)
-        NAME(rows_rw)(out + j, ldo, base ? base + j : NULL, ldbase, x, w, (size_t)(j0 + j), T, rw, C);
-    for (; j < n; j++) NAME(rows_rw)(out + j, ldo, base ? base + j : NULL, ldbase, x, w, (size_t)(j0 + j), T, 1, C);
+    for (int j = 0; j < n; j += STRIP) {
+        V sum[STRIP * 6];
+        const int R = min_int(STRIP, n - j);
+        const float *const scale = (const float *)w->scale + j0 + j;
+        int r = 0;
+        for (; r + rw <= R; r += rw) NAME(rows_rw)(sum + r * T, x, w, (size_t)(j0 + j + r), T, rw, C);
+        for (; r < R; r++) NAME(rows_rw)(sum + r * T, x, w, (size_t)(j0 + j + r), T, 1, C);
+        for (; r % 4; r++)
+            for (int t = 0; t < T; t++) sum[r * T + t] = (V){0};
+        NAME(finish)(out + j, ldo, base ? base + j : NULL, ldbase, sum, scale, T, R);
+    }
+}
+
+// Too many sums for the registers: slices of x, 16 rows of w staying in the cache for all.
+INLINE void NAME(slices)(Rows *rows, float *out, size_t ldo, const float *base, size_t ldbase, const NarrowX *x,
+                         const Weights *w, int j0, int T, int n, int C) {
+    const int slice = ceil_div(T, ceil_div(T, 6));
+    for (int j = 0; j < n; j += 16)
+        for (int t = 0; t < T; t += slice) {
+            const NarrowX part = {x->data + (size_t)t * x->ld, x->ld, x->low, x->scale + (size_t)t * x->ldscale,
+                                  x->ldscale};
+            rows(out + (size_t)t * ldo + j, ldo, base ? base + (size_t)t * ldbase + j : NULL, ldbase, &part, w, j0 + j,
+                 min_int(slice, T - t), min_int(16, n - j), C);
+        }
 }
 
 static TARGET void NAME(rows)(float *out, size_t ldo, const float *base, size_t ldbase, const NarrowX *x,
                               const Weights *w, int j0, int T, int n, int C) {
-    if (T > 6) {       // too many sums for the registers: slices of x, 16 rows of w staying in the cache for all
-        const int slice = ceil_div(T, ceil_div(T, 6));
-        for (int j = 0; j < n; j += 16)
-            for (int t = 0; t < T; t += slice) {
-                const NarrowX part = {x->data + (size_t)t * x->ld, x->ld, x->low, x->scale + (size_t)t * x->ldscale,
-                                      x->ldscale};
-                NAME(rows)(out + t * ldo + j, ldo, base ? base + t * ldbase + j : NULL, ldbase, &part, w, j0 + j,
-                           min_int(slice, T - t), min_int(16, n - j), C);
-            }
+    if (T > 6) {
+        NAME(slices)(NAME(rows), out, ldo, base, ldbase, x, w, j0, T, n, C);
         return;
     }
 #define CASE(t) case t: NAME(rows_t)(out, ldo, base, ldbase, x, w, j0, t, n, C); break;
     switch (T) { CASE(1) CASE(2) CASE(3) CASE(4) CASE(5) CASE(6) }
 #undef CASE
 }
+
+#include "matmul_int4.h"
 #endif
 
 const Narrow NAME(narrow) = {
     AS, AS, MR, 2 * VW, BLOCK, true, FEW, NAME(tile),
 #if FEW > 0
-    NAME(rows)
+    NAME(convert), NAME(rows)
 #else
-    NULL
+    NULL, NULL
 #endif
 };
 

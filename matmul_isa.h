@@ -130,26 +130,26 @@ static inline int16x8_t bytes_neon(const void *p, uint8_t mask, int shift) {
 
 static const MatmulKernels best_first[] = {
 #if defined(__x86_64__) || defined(MATMUL_TWINS)
-    {"amx", &loops_avx512, &narrow_amx_int8, &narrow_amx_two, false},
-    {"amx-bf16", &loops_avx512, &narrow_amx_int8, &narrow_amx_bf16, true},
-    {"avx512vnni", &loops_avx512, &narrow_vnni512, NULL, false},
-    {"avx512bf16", &loops_avx512, &narrow_vnni512, &narrow_bf16_512, true},
-    {"avx512", &loops_avx512, &narrow_madd512, NULL, false},
-    {"avxvnni", &loops_avx2, &narrow_vnni256, NULL, false},
-    {"avx2", &loops_avx2, &narrow_madd256, NULL, false},
+    {"amx", &loops_avx512, &narrow_amx_int8, &narrow_amx_two, &narrow_int4_vnni512, false},
+    {"amx-bf16", &loops_avx512, &narrow_amx_int8, &narrow_amx_bf16, &narrow_int4_vnni512, true},
+    {"avx512vnni", &loops_avx512, &narrow_vnni512, NULL, &narrow_int4_vnni512, false},
+    {"avx512bf16", &loops_avx512, &narrow_vnni512, &narrow_bf16_512, &narrow_int4_vnni512, true},
+    {"avx512", &loops_avx512, &narrow_madd512, NULL, &narrow_int4_madd512, false},
+    {"avxvnni", &loops_avx2, &narrow_vnni256, NULL, &narrow_int4_vnni256, false},
+    {"avx2", &loops_avx2, &narrow_madd256, NULL, &narrow_int4_madd256, false},
 #endif
 #if defined(__aarch64__)
-    {"neondot", &loops_neon, &narrow_sdot, NULL, false},
-    {"neon", &loops_neon, NULL, NULL, false},
+    {"neondot", &loops_neon, &narrow_sdot, NULL, &narrow_int4_sdot, false},
+    {"neon", &loops_neon, NULL, NULL, NULL, false},
 #elif defined(MATMUL_TWINS)
-    {"neondot", &loops_base, &narrow_sdot, NULL, false},
+    {"neondot", &loops_base, &narrow_sdot, NULL, &narrow_int4_sdot, false},
 #endif
 #if defined(__x86_64__)
-    {"sse2", &loops_base, NULL, NULL, false},
+    {"sse2", &loops_base, NULL, NULL, NULL, false},
 #else
-    {"generic", &loops_base, NULL, NULL, false},
+    {"generic", &loops_base, NULL, NULL, NULL, false},
 #endif
-    {"plain", &loops_plain, NULL, NULL, false}
+    {"plain", &loops_plain, NULL, NULL, NULL, false}
 };
 enum { KERNELS = sizeof best_first / sizeof *best_first };
 

@@ -1,7 +1,7 @@
 // matmul_narrow.c: products with x in a narrow type (see matmul_narrow.h).
 //
-// In order: conversion of a row of x, packing of weights, the inner loops for each instruction (matmul_dot.h,
-// matmul_amx.h), the two ways of a product as in matmul.c: few rows of x, and blocks; permission for AMX.
+// In order: conversion of a row of x to bf16, packing of weights, the inner loops for each instruction (matmul_dot.h
+// and matmul_int4.h, matmul_amx.h), the two ways of a product as in matmul.c: few rows of x, and blocks; permission for AMX.
 // Integer sums are the same on every processor and for any number of threads; what is added in f32, block after block
 // of x, always comes in the same order.
 // Not here: f32 products (matmul.c).
@@ -11,6 +11,8 @@
 #include <string.h>
 #if defined(__x86_64__)
 #include <immintrin.h>
+#elif defined(__aarch64__)
+#include <arm_neon.h>
 #endif
 #if defined(__linux__) && defined(__x86_64__)
 #include <sys/syscall.h>
@@ -18,7 +20,7 @@
 #endif
 
 // ---------------------------------------------------------------------------------------------------------
-// x (C) -> a converted row. low: bytes to the low parts. Zeros fill up to a multiple of 64 columns.
+// x (C) -> a row of bf16. low: bytes to the low parts. Zeros fill up to a multiple of 64 columns.
 
 static size_t padded(int C) { return ((size_t)C + 63) / 64 * 64; }
 
@@ -43,31 +45,6 @@ static void convert_bf16(uint8_t *row, size_t low, const float *x, int C, bool t
     if (two) memset(rest + C, 0, 2 * (padded(C) - (size_t)C));
 }
 
-static void convert_int(uint8_t *row, size_t low, float *scale, const float *x, int C, bool bytes) {
-    for (int b = 0; b < C; b += BLOCK) {
-        const int n = min_int(BLOCK, C - b);
-        uint32_t top = 0;      // as bits, magnitudes are in order, and NaN is above infinity
-        for (int c = 0; c < n; c++) {
-            const uint32_t u = float_bits(x[b + c]) & 0x7FFFFFFF;
-            top = u > top ? u : top;
-        }
-        const float most = bits_to_float(top), factor = top < 0x7F800000 && most > 0x1p-100f ? X_MAX / most : 0;
-        scale[b / BLOCK] = top < 0x7F800000 ? (factor > 0 ? most / X_MAX : 0) : bits_to_float(0x7FC00000);
-        int16_t *q = (int16_t *)(void *)row + b;
-        int8_t *h = (int8_t *)row + b, *l = h + low;
-        for (int c = 0; c < n; c++) {
-            // adding 1.5 * 2^23 rounds to an integer, which then stands in the low bits
-            const float y = factor > 0 ? x[b + c] * factor : 0;
-            const int v = (int16_t)float_bits(y + 12582912);
-            if (bytes) l[c] = (int8_t)v, h[c] = (int8_t)((v - (int8_t)v) >> 8);
-            else q[c] = (int16_t)v;
-        }
-    }
-    const size_t rest = padded(C) - (size_t)C;
-    memset(row + (size_t)(bytes ? 1 : 2) * (size_t)C, 0, bytes ? rest : 2 * rest);
-    if (bytes) memset(row + low + C, 0, rest);
-}
-
 // Element (t,c) of x as an integer.
 static inline int narrow_x(const NarrowX *x, int as, int t, int c) {
     const uint8_t *row = x->data + (size_t)t * x->ld;
@@ -79,6 +56,7 @@ static inline int narrow_x(const NarrowX *x, int as, int t, int c) {
 // w (n,K) -> out (K/unit,N) units of four bytes, zero behind n, and behind K up to a multiple of 64.
 
 typedef int32_t Four __attribute__((vector_size(16), aligned(1), may_alias));
+typedef float FloatFour __attribute__((vector_size(16), aligned(4), may_alias));
 typedef int8_t Bytes __attribute__((vector_size(8), aligned(1), may_alias));
 typedef int16_t Shorts __attribute__((vector_size(16)));
 
@@ -144,7 +122,7 @@ static inline void pack_units(void *out, const Weights *w, int j0, int n, int k0
 
 #if defined(__x86_64__) || defined(MATMUL_TWINS)
 #define NAME(f) f##_madd256
-#define TARGET NATIVE("avx2,fma")
+#define TARGET NATIVE("avx2,fma,f16c")
 #define AS AS_INT16
 #define VW 8
 #define MR 6
@@ -152,11 +130,15 @@ static inline void pack_units(void *out, const Weights *w, int j0, int n, int k0
 #ifndef MATMUL_TWINS
 #define DOT(a, x, w) ((a) + (VI)_mm256_madd_epi16((__m256i)(x), (__m256i)(w)))
 #define PAIRS(p) (VI)_mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i *)(const void *)(p)))
+#define FMA(a, b, c) _mm256_fmadd_ps(a, b, c)
+#define HALVES(p) (V)_mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(const void *)(p)))
+#define SPREAD(v, q) (V)_mm256_permutevar8x32_ps((__m256)(v), _mm256_add_epi32(_mm256_set1_epi32(2 * (q)), \
+    _mm256_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1)))
 #endif
 #include "matmul_dot.h"
 
 #define NAME(f) f##_vnni256
-#define TARGET NATIVE("avx2,fma")
+#define TARGET NATIVE("avx2,fma,f16c")
 #define AS AS_INT16
 #define VW 8
 #define MR 6
@@ -165,10 +147,14 @@ static inline void pack_units(void *out, const Weights *w, int j0, int n, int k0
 #define ASM "%{vex%} vpdpwssd %2, %1, %0"
 #define REG "x"
 #define PAIRS(p) (VI)_mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i *)(const void *)(p)))
+#define FMA(a, b, c) _mm256_fmadd_ps(a, b, c)
+#define HALVES(p) (V)_mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(const void *)(p)))
+#define SPREAD(v, q) (V)_mm256_permutevar8x32_ps((__m256)(v), _mm256_add_epi32(_mm256_set1_epi32(2 * (q)), \
+    _mm256_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1)))
 #endif
 #include "matmul_dot.h"
 
-#define AVX512 NATIVE("avx2,fma,avx512f,avx512vl,avx512bw,avx512dq")
+#define AVX512 NATIVE("avx2,fma,f16c,avx512f,avx512vl,avx512bw,avx512dq")
 #define NAME(f) f##_madd512
 #define TARGET AVX512
 #define AS AS_INT16
@@ -179,6 +165,10 @@ static inline void pack_units(void *out, const Weights *w, int j0, int n, int k0
 #define PAIRS512(p) _mm512_cvtepi8_epi16(_mm256_loadu_si256((const __m256i *)(const void *)(p)))
 #define DOT(a, x, w) ((a) + (VI)_mm512_madd_epi16((__m512i)(x), (__m512i)(w)))
 #define PAIRS(p) (VI)PAIRS512(p)
+#define FMA(a, b, c) _mm512_fmadd_ps(a, b, c)
+#define HALVES(p) (V)_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)(const void *)(p)))
+#define SPREAD(v, q) (V)_mm512_permutexvar_ps(_mm512_add_epi32(_mm512_set1_epi32(4 * (q)), \
+    _mm512_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3)), (__m512)(v))
 #endif
 #include "matmul_dot.h"
 
@@ -192,6 +182,10 @@ static inline void pack_units(void *out, const Weights *w, int j0, int n, int k0
 #define ASM "vpdpwssd %2, %1, %0"
 #define REG "v"
 #define PAIRS(p) (VI)PAIRS512(p)
+#define FMA(a, b, c) _mm512_fmadd_ps(a, b, c)
+#define HALVES(p) (V)_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)(const void *)(p)))
+#define SPREAD(v, q) (V)_mm512_permutexvar_ps(_mm512_add_epi32(_mm512_set1_epi32(4 * (q)), \
+    _mm512_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3)), (__m512)(v))
 #endif
 #include "matmul_dot.h"
 
@@ -210,9 +204,10 @@ static inline void pack_units(void *out, const Weights *w, int j0, int n, int k0
 #include "matmul_amx.h"
 
 // Few rows against int8 weights go as without AMX.
-const Narrow narrow_amx_int8 = {AS_BYTES, AS_INT16, 16, 32, BLOCK, false, 32, tile_amx_int8, rows_vnni512};
-const Narrow narrow_amx_bf16 = {AS_BF16, AS_BF16, 32, 32, 1024, false, 0, tile_amx_bf16, NULL};
-const Narrow narrow_amx_two = {AS_TWO_BF16, AS_TWO_BF16, 32, 32, 1024, false, 0, tile_amx_two, NULL};
+const Narrow narrow_amx_int8 = {AS_BYTES, AS_INT16, 16, 32, BLOCK, false, 32, tile_amx_int8, convert_vnni512,
+                                rows_vnni512};
+const Narrow narrow_amx_bf16 = {AS_BF16, AS_BF16, 32, 32, 1024, false, 0, tile_amx_bf16, NULL, NULL};
+const Narrow narrow_amx_two = {AS_TWO_BF16, AS_TWO_BF16, 32, 32, 1024, false, 0, tile_amx_two, NULL, NULL};
 #endif
 
 #if defined(__aarch64__) || defined(MATMUL_TWINS)
@@ -225,6 +220,8 @@ const Narrow narrow_amx_two = {AS_TWO_BF16, AS_TWO_BF16, 32, 32, 1024, false, 0,
 #ifndef MATMUL_TWINS
 #define ASM ".arch armv8.2-a+dotprod\n\tsdot %0.4s, %1.16b, %2.16b"
 #define REG "w"
+#define FMA(a, b, c) (V)vfmaq_f32((float32x4_t)(c), (float32x4_t)(a), (float32x4_t)(b))
+#define HALVES(p) (V)vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(p)))
 #endif
 #include "matmul_dot.h"
 #endif
@@ -253,7 +250,7 @@ static void convert_job(void *arg, int t, int thread) {
     const float *in = p->in + (size_t)t * (size_t)p->C;
     (void)thread;
     if (p->as == AS_BF16 || p->as == AS_TWO_BF16) convert_bf16(row, p->x.low, in, p->C, p->as == AS_TWO_BF16);
-    else convert_int(row, p->x.low, p->scale + (size_t)t * p->x.ldscale, in, p->C, p->as == AS_BYTES);
+    else p->n->convert(row, p->x.low, p->scale + (size_t)t * p->x.ldscale, in, p->C, p->as == AS_BYTES);
 }
 
 // Before and behind a block, as in matmul.c.
@@ -359,7 +356,8 @@ bool narrow_matmul(const Narrow *n, float *out, const float *x, const Weights *w
     const bool few = T <= n->few;
     const size_t blocks = (size_t)ceil_div(C, BLOCK), as_low = few ? (size_t)n->few_as : (size_t)n->as;
     // An odd number of cache lines from row to row spreads rows over all sets of a cache.
-    const size_t lines = (padded(C) * (as_low == AS_TWO_BF16 ? 4 : 2) / 64) | 1;
+    const size_t lines = (as_low == AS_NIBBLES ? blocks * (BLOCK * 5 / 2 / 64) :
+                          padded(C) * (as_low == AS_TWO_BF16 ? 4 : 2) / 64) | 1;
     const size_t most = NARROW_X / (lines * 64 + (blocks + 1) * sizeof(float));
     if (most < 1 || C < 1) return false;
     Product p = {.n = n, .w = *w, .bias = b, .then = then, .OC = OC, .C = C, .act = act, .as = (int)as_low,

@@ -3,6 +3,7 @@
 //   weights   x                        instructions
 //   int8      16-bit integers          VPMADDWD, VPDPWSSD
 //   int8      two bytes, high and low  SDOT, AMX TDPBSSD: exactly the same sums
+//   int4      16-bit integers, or two bytes: the same; at most `few` rows of x
 //   bf16      bf16                     VDPBF16PS, AMX TDPBF16PS
 //   bf16      two bf16, high and low   AMX TDPBF16PS twice
 //
@@ -19,6 +20,7 @@
 
 enum {
     BLOCK = 512,                 // columns of x with a scale in common
+    STRIP = 16,                  // rows of w whose sums are finished together, and that slices of x share
     X_MAX = 127 * 256 + 127,     // so that the high byte of X_MAX + 128 is still a signed byte
     NARROW_COLUMNS = 96,         // of out in a job, a multiple of every NR
     ROW_BYTES = 2 * BLOCK + 64,      // between rows of a tile of x that is copied; an odd number of cache lines
@@ -31,6 +33,7 @@ enum {
 #define AS_BYTES 1
 #define AS_BF16 2
 #define AS_TWO_BF16 3
+#define AS_NIBBLES 4             // as matmul_int4.h says
 
 // Converted rows of x: those of a tile, or all.
 typedef struct {
@@ -39,6 +42,10 @@ typedef struct {
     const float *scale;          // of the first block, rows ldscale apart; AS_..BF16: not read
     size_t ldscale;
 } NarrowX;
+
+// x (T,C), rows j .. j+n of w (,C) -> out (T,n) = base (T,n) + x w^T; base NULL is zero.
+typedef void Rows(float *out, size_t ldo, const float *base, size_t ldbase, const NarrowX *x, const Weights *w, int j,
+                  int T, int n, int C);
 
 typedef struct {
     int as, few_as;              // x for tile() and for rows()
@@ -49,15 +56,18 @@ typedef struct {
     // 64 -> out (mr,n) = base (mr,n) + x w^T; wscale (n) of int8
     void (*tile)(float *out, size_t ldo, const float *base, size_t ldbase, const NarrowX *x, const void *w,
                  const float *wscale, int mr, int n, int K);
-    // x (T,C), rows j .. j+n of w (,C) -> out (T,n) = base (T,n) + x w^T; base NULL is zero. NULL where few is 0
-    void (*rows)(float *out, size_t ldo, const float *base, size_t ldbase, const NarrowX *x, const Weights *w, int j,
-                 int T, int n, int C);
+    // x (C) -> a row as integers and the scale of each block; low: bytes to the low parts of AS_BYTES
+    void (*convert)(uint8_t *row, size_t low, float *scale, const float *x, int C, bool bytes);
+    Rows *rows;                  // NULL where few is 0
 } Narrow;
 
 // Whether the processor has what they need is for the caller to know. The first two rows: x86-64, the last: aarch64.
 extern const Narrow narrow_madd256, narrow_madd512, narrow_vnni256, narrow_vnni512, narrow_bf16_512,
                     narrow_amx_int8, narrow_amx_bf16, narrow_amx_two,
                     narrow_sdot;
+// For int4 weights; few rows of x only.
+extern const Narrow narrow_int4_madd256, narrow_int4_madd512, narrow_int4_vnni256, narrow_int4_vnni512,
+                    narrow_int4_sdot;
 
 // Asks the system for the tile registers. False: no, or not Linux.
 bool narrow_amx_allowed(void);

@@ -1,11 +1,13 @@
 // dev/ceiling.c: what this machine can do at most, and how near matmul.c comes.
 //
-//   ceiling [-t THREADS] [-r ROUNDS] [--isa NAME] [--matmul]
+//   ceiling [-t THREADS] [-r ROUNDS] [--isa NAME] [--matmul] [--decode]
 //
 // Without --matmul prints a line for each ceiling: the rate at which the threads read memory, their f32 multiply-add
 // peak and, where the processor has such instructions, that of bf16 and int8 products (AVX-512 BF16, VNNI, AMX). With
 // --isa avx2 the peak is that of AVX2 alone.
 // With it, one line a shape: the time of one matmul at the sizes of BLIP-2, and its share of the ceiling that binds it.
+// --decode: the products of eight layers of opt-2.7b one after the other, for one row of x and for five, and the rate
+// at which their weights are read, beside a plain read in the same rounds.
 // All figures are the best of many interleaved rounds, because a shared machine can only be slower than itself.
 // Not here: whole models (dev/bench.py, which runs this program too).
 #include "../matmul.h"
@@ -175,17 +177,50 @@ static double time_shape(const Shape *s, Machine *m, float *x, float *out, const
     return now() - t;
 }
 
+// What decoding does with the weights of a layer: C, OC of qkv, out, fc1, fc2 in opt-2.7b.
+static const int layer[][2] = {{2560, 7680}, {2560, 2560}, {2560, 10240}, {10240, 2560}};
+enum { LAYERS = 8, DECODES = 6 };
+static const struct { const char *name; int dtype, T; } decodes[DECODES] = {
+    {"bf16", DT_BF16, 1}, {"bf16", DT_BF16, 5}, {"int8", DT_INT8, 1}, {"int8", DT_INT8, 5}, {"int4", DT_INT4, 1},
+    {"int4", DT_INT4, 5}
+};
+
+// The bytes of a weight in the layout of doc/format.md, scales included; *scale: where these begin.
+static size_t weight_bytes(int dtype, size_t OC, size_t C, size_t *scale) {
+    const size_t G = (C + 31) / 32, n = dtype == DT_BF16 ? 2 * OC * C : dtype == DT_INT8 ? OC * C : OC * G * 16;
+    *scale = (n + 255) / 256 * 256;
+    return *scale + (dtype == DT_INT8 ? OC * 4 : dtype == DT_INT4 ? OC * G * 2 : 0);
+}
+
+// -> seconds; *bytes: of the weights.
+static double time_decode(int dtype, int T, Machine *m, float *x, float *out, const Par *par, size_t *bytes) {
+    *bytes = 0;
+    const double t = now();
+    for (int i = 0; i < 4 * LAYERS; i++) {
+        const int C = layer[i % 4][0], OC = layer[i % 4][1];
+        size_t scale;
+        const size_t n = weight_bytes(dtype, (size_t)OC, (size_t)C, &scale);
+        if (m->at + n > m->bytes) m->at = 0;
+        const Tensor w = {m->memory + m->at, m->memory + m->at + scale, dtype, OC, C};
+        m->at += (n + 255) / 256 * 256;
+        *bytes += n;
+        matmul(out, x, &w, NULL, T, par);
+    }
+    return now() - t;
+}
+
 int main(int argc, char **argv) {
     Machine m = {.bytes = (size_t)1 << 30};
     int rounds = 10, threads = 2;
-    bool products = false;
+    bool products = false, decode = false;
     const char *isa = NULL;
     for (int i = 1; i < argc; i++) {
         if (!strcmp(argv[i], "--matmul")) products = true;
+        else if (!strcmp(argv[i], "--decode")) decode = true;
         else if (!strcmp(argv[i], "-t") && i + 1 < argc) threads = atoi(argv[++i]);
         else if (!strcmp(argv[i], "-r") && i + 1 < argc) rounds = atoi(argv[++i]);
         else if (!strcmp(argv[i], "--isa") && i + 1 < argc) isa = argv[++i];
-        else { fprintf(stderr, "usage: ceiling [-t THREADS] [-r ROUNDS] [--isa NAME] [--matmul]\n"); return 2; }
+        else { fprintf(stderr, "usage: ceiling [-t THREADS] [-r ROUNDS] [--isa NAME] [--matmul] [--decode]\n"); return 2; }
     }
     if (threads < 1 || rounds < 1) { fprintf(stderr, "ceiling: -t and -r take positive numbers\n"); return 2; }
     if (!HAVE_AVX2) { fprintf(stderr, "ceiling: needs AVX2\n"); return 1; }
@@ -200,14 +235,21 @@ int main(int argc, char **argv) {
     m.pool = pool_open(threads);
     const Par par = {threads, kernels, aligned_alloc(64, scratch), m.pool};
     if (m.memory == MAP_FAILED || !x || !out || !par.scratch) { fprintf(stderr, "ceiling: no memory\n"); return 1; }
+    madvise(m.memory, m.bytes, MADV_HUGEPAGE);     // only a wish
     for (size_t i = 0; i < m.bytes / 4; i++)       // small positive numbers, as f32 and as bf16
         ((uint32_t *)m.memory)[i] = 0x3C003C00u + (uint32_t)(i * 2654435761u >> 20 & 0xFFF);
     for (size_t i = 0; i < most; i++) x[i] = (float)(i % 1000) * 1e-3f;
-    double best[SHAPES];
+    double best[SHAPES], best_decode[DECODES];
+    size_t read[DECODES];
+    for (int i = 0; i < DECODES; i++) best_decode[i] = 1e9;
     for (int i = 0; i < SHAPES; i++) best[i] = 1e9;
     for (int r = 0; r < rounds; r++) {
         measure_read(&m);
         measure_multiply(&m, multiply8, 8, F32);
+        for (int i = 0; decode && i < DECODES; i++) {
+            const double t = time_decode(decodes[i].dtype, decodes[i].T, &m, x, out, &par, &read[i]);
+            if (t < best_decode[i]) best_decode[i] = t;
+        }
         if (wide && HAVE_AVX512) measure_multiply(&m, multiply16, 16, F32);
         if (wide && HAVE_BF16) measure_multiply(&m, multiply_bf16, 32, BF16_PAIRS);
         if (wide && HAVE_INT8) measure_multiply(&m, multiply_int8, 64, INT8_FOURS);
@@ -228,6 +270,10 @@ int main(int argc, char **argv) {
                s->C, s->OC, s->dtype == DT_BF16 ? "bf16" : "f32 ", best[i] * 1e3, flop / best[i] * 1e-9,
                100 * flop / best[i] / m.flops[F32], bytes / best[i] * 1e-9, 100 * bytes / best[i] / m.read);
     }
+    for (int i = 0; decode && i < DECODES; i++)
+        printf("decode %s %d rows of x %8.3f ms %5.1f GB/s (%3.0f %%)\n", decodes[i].name, decodes[i].T,
+               best_decode[i] * 1e3, (double)read[i] / best_decode[i] * 1e-9,
+               100 * (double)read[i] / best_decode[i] / m.read);
     pool_close(m.pool);
     munmap(m.memory, m.bytes);
     free(x), free(out), free(par.scratch);

@@ -7,8 +7,8 @@
 // Bound, for every element: |got - want| <= (C + 3) * 2^-24 * (|bias| + sum_c |x_c w_c|). It holds for any order of
 // summation in f32. Measured for C >= 64 on the shapes below: worst element 0.009 of it with few rows (each vector lane
 // has its own sum), 0.035 with many (one chain of up to 256); up to 0.33 for tiny C. The program prints what it finds.
-// Where x is converted (matmul_narrow.h) the bound is larger by what that may cost: for int8 weights half a step of the
-// block's scale for each x, for bf16 weights 2^-8 or 2^-16 of each product.
+// Where x is converted (matmul_narrow.h) the bound is larger by what that may cost: for int8 and int4 weights half a step of
+// the block's scale for each x, for bf16 weights 2^-8 or 2^-16 of each product.
 #include "../matmul.h"
 #include "check.h"
 
@@ -112,12 +112,12 @@ static void matrix_free(Matrix *m) {
 
 typedef struct { double want, size, slack; } Ref;    // the product, the sum of absolute values, what x may be off
 
-// What conversion of x may cost: relative to the products for bf16 weights, in steps of a block's scale for int8.
+// What conversion of x may cost: relative to the products for bf16 weights, in steps of a block's scale for integers.
 static double off_bf16(const char *isa) {
     return !strcmp(isa, "avx512bf16") || !strcmp(isa, "amx-bf16") ? 0x1p-8 : !strcmp(isa, "amx") ? 0x1p-16 : 0;
 }
 
-static double off_int8(const char *isa) {
+static double off_int(const char *isa) {
     return !strcmp(isa, "neondot") || !strncmp(isa, "avx", 3) || !strncmp(isa, "amx", 3) ? 0.5 : 0;
 }
 
@@ -132,8 +132,8 @@ static Ref ref_of(const float *x, const float *w, int C, int dtype, double bias,
         r.size += fabs(p);
         top = fmax(top, fabs(x[c]));
         sum += fabs(w[c]);
-        if (dtype == DT_INT8 && (c == C - 1 || (c + 1) % IN_A_BLOCK == 0)) {
-            r.slack += off_int8(isa) * 1.001 * top / STEPS * sum;
+        if (dtype >= DT_INT8 && (c == C - 1 || (c + 1) % IN_A_BLOCK == 0)) {
+            r.slack += off_int(isa) * 1.001 * top / STEPS * sum;
             top = sum = 0;
         }
     }
@@ -356,7 +356,7 @@ static void check_edges(State *s, const MatmulKernels *k) {
             x[3 * C + c] = keep_x, w[36 * C + c] = keep_w;
         }
     // The same for x with weights for which it may be converted; nothing but a NaN or an infinity, and zero.
-    for (int dtype = DT_BF16; dtype <= DT_INT8; dtype++) {
+    for (int dtype = DT_BF16; dtype <= DT_INT4; dtype++) {
         Matrix m = matrix_make(OC, C, dtype);
         const float odd[] = {nan_bits(), INFINITY, -INFINITY};
         for (int rows = 5; rows <= T; rows += T - 5)
@@ -482,9 +482,10 @@ int main(void) {
         check_vectors(&s, k);
         check_math(&s, k);
         check_edges(&s, k);
-        for (int dtype = DT_F32; dtype <= DT_INT8; dtype++) check_control(&s, k, dtype);
+        for (int dtype = DT_F32; dtype <= DT_INT4; dtype++) check_control(&s, k, dtype);
         // more converted x than there is room for at once
-        if (off_int8(isas[i]) > 0) check_matmul(&s, k, 20000, 3, DT_INT8, true);
+        for (int dtype = DT_INT8; dtype <= DT_INT4 && off_int(isas[i]) > 0; dtype++)
+            check_matmul(&s, k, 20000, 3, dtype, true);
         fprintf(stderr, "%s: worst element %.3f of the bound for T <= 6, %.3f above, %.3f for C < 64\n", isas[i],
                 s.worst_few, s.worst_many, s.worst_tiny);
     }
