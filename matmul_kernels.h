@@ -10,6 +10,7 @@
 //   FMA(a,b,c)   a * b + c on vectors
 //   WIDEN(p), WIDEN8(p), LOW4(p), HIGH4(p)   VW weights at p as f32: bf16, int8, and nibbles less 8
 //   HALF(p)      the f16 at p
+//   PACK         another function than pack()
 //
 // In order: vector types and loads; tile(), the heart of the large products; rows(), for a few rows of x against a
 // stream of weights; pack(), which turns weights on their side for tile(); matmul_math.h. matmul.c draws the
@@ -45,6 +46,7 @@ INLINE void NAME(tile_mr)(float *out, size_t ldo, const float *base, size_t ldba
     for (int r = 0; r < mr; r++) acc[r][0] = acc[r][1] = NAME(splat)(0);
     for (int k = 0; k < K; k++) {
         V w0 = NAME(load)(w + (size_t)k * 2 * VW), w1 = NAME(load)(w + (size_t)k * 2 * VW + VW);
+        __builtin_prefetch(x + MR * XS + (size_t)k * 16, 0, 3);       // the next tile of x
 #pragma GCC unroll 16
         for (int r = 0; r < mr; r++) {
             V xr = NAME(splat)(x[r * XS + k]);
@@ -174,6 +176,7 @@ static TARGET void NAME(rows)(float *out, size_t ldo, const float *base, size_t 
 // ---------------------------------------------------------------------------------------------------------
 // w (n,K) with rows ldw apart -> out (K,2*VW), columns n and up zero: squares of 4 x 4 are turned in registers.
 
+#ifndef PACK
 // Columns c to c+31 of row r, scaled; only the first n need to be there.
 INLINE void NAME(unpack)(float *out, const Weights *w, size_t r, size_t c, int n) {
     const V scale = w->dtype == DT_INT4 ? NAME(load_scale)(w, r, c) : NAME(splat)(row_scale(w, r));
@@ -222,14 +225,17 @@ static TARGET void NAME(pack)(float *out, const Weights *w, int j0, int n, int k
             out[(size_t)k * N + j] = j < n ? weight(w, (size_t)(j0 + j), (size_t)(k0 + k)) *
                                              row_scale(w, (size_t)(j0 + j)) : 0;
 }
+#define PACK NAME(pack)
+#endif
 
 #include "matmul_math.h"
 
 static const Loops NAME(loops) = {
-    MR, 2 * VW, FEW, NAME(tile), NAME(rows), NAME(pack), NAME(activate), NAME(softmax), NAME(norm),
+    MR, 2 * VW, FEW, NAME(tile), NAME(rows), PACK, NAME(activate), NAME(softmax), NAME(norm),
     NAME(scores), NAME(mix)
 };
 
+#undef PACK
 #undef V
 #undef INLINE
 #undef NAME
