@@ -53,7 +53,7 @@ typedef struct {
     int few;                 // most rows of x that rows() is for
     // x (mr,K) rows XS apart, w (K,NR) packed -> out (mr,n) = base (mr,n) + scale * x w
     void (*tile)(float *out, size_t ldo, const float *base, size_t ldbase, float scale, const float *x, const float *w,
-                 int mr, int n, int K);
+                 Ahead *ahead, int mr, int n, int K);
     // x (T,C), rows j .. j+n of w (,C) -> out (T,n) = base (T,n) + scale * x w^T; base NULL is zero
     void (*rows)(float *out, size_t ldo, const float *base, size_t ldbase, const float *x, size_t ldx,
                  const Weights *w, int j, float scale, int T, int n, int C);
@@ -78,7 +78,8 @@ struct MatmulKernels {
 // Plain C: nothing but the definitions.
 
 static void tile_plain(float *out, size_t ldo, const float *base, size_t ldbase, float scale, const float *x,
-                       const float *w, int mr, int n, int K) {
+                       const float *w, Ahead *ahead, int mr, int n, int K) {
+    (void)ahead;
     for (int r = 0; r < mr; r++)
         for (int j = 0; j < n; j++) {
             float s = 0;
@@ -185,14 +186,6 @@ static void copy_step(float *x, const Product *p, int s, int m, int M) {
     for (size_t r = 0; r < (size_t)M; r++) memcpy(x + r * XS, p->a + ((size_t)m + r) * p->lda + k, kc * sizeof *x);
 }
 
-// Asks for bytes of each of rows from .. to of b, from column k on, to be in the level 2 cache soon.
-static void prefetch_rows(const Weights *b, int from, int to, int k, size_t bytes) {
-    for (int r = from; r < to; r++) {
-        const char *p = (const char *)weight_at(b, (size_t)r, (size_t)k);
-        for (size_t i = 0; i < bytes; i += 64) __builtin_prefetch(p + i, 0, 2);
-    }
-}
-
 // Step s through K for rows m .. m+M, columns n .. n+N of out. x: that step of row m. What is asked of memory
 // meanwhile: the same columns' next step, or behind the last one the first step from column next on.
 static void multiply_step(const Product *p, const float *x, int m, int M, int n, int N, int s, int next,
@@ -201,16 +194,17 @@ static void multiply_step(const Product *p, const float *x, int m, int M, int n,
     const int k = s * KC, kc = min_int(KC, p->K - k), MR = kern->MR, NR = kern->NR;
     const bool more = s > 0 || p->then == THEN_ADD, last = k + KC >= p->K;
     const int next_k = last ? 0 : k + KC, ahead = last ? next : n;
-    const size_t next_bytes = bytes_of(&p->b, (size_t)min_int(KC, p->K - next_k));
+    const int calls = ceil_div(M, MR) * ceil_div(kc, AHEAD_STEPS);
     for (int i = 0; i < N; i += NR) {
-        const int nr = min_int(NR, N - i), fetch = p->b_is_kn ? 0 : min_int(nr, p->N - ahead - i);
+        const int nr = min_int(NR, N - i);
+        Ahead a = ahead_of(&p->b, ahead + i, p->b_is_kn ? 0 : min_int(nr, p->N - ahead - i), next_k,
+                           min_int(KC, p->K - next_k), calls);
         pack_panel(panel, p, n + i, nr, k, kc);
         for (int t = 0; t < M; t += MR) {
             const int mr = min_int(MR, M - t);
-            prefetch_rows(&p->b, ahead + i + fetch * t / M, ahead + i + fetch * (t + mr) / M, next_k, next_bytes);
             float *out = p->out + (size_t)(m + t) * p->ldo + n + i;
             const float *base = more ? out : p->bias ? p->bias + n + i : zeros;
-            kern->tile(out, p->ldo, base, more ? p->ldo : 0, p->scale, x + (size_t)t * XS, panel, mr, nr, kc);
+            kern->tile(out, p->ldo, base, more ? p->ldo : 0, p->scale, x + (size_t)t * XS, panel, &a, mr, nr, kc);
         }
     }
 }

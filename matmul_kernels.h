@@ -40,18 +40,21 @@ INLINE float NAME(sum)(V v) {
 // registers; each is a chain of K multiply-adds in order, whatever mr is.
 
 INLINE void NAME(tile_mr)(float *out, size_t ldo, const float *base, size_t ldbase, float scale,
-                          const float *x, const float *w, int mr, int n, int K) {
+                          const float *x, const float *w, Ahead *ahead, int mr, int n, int K) {
     V acc[MR][2];
 #pragma GCC unroll 16
     for (int r = 0; r < mr; r++) acc[r][0] = acc[r][1] = NAME(splat)(0);
-    for (int k = 0; k < K; k++) {
-        V w0 = NAME(load)(w + (size_t)k * 2 * VW), w1 = NAME(load)(w + (size_t)k * 2 * VW + VW);
-        __builtin_prefetch(x + MR * XS + (size_t)k * 16, 0, 3);       // the next tile of x
+    for (int from = 0; from < K; from += AHEAD_STEPS) {
+        ask_ahead(ahead);
+        const int to = min_int(from + AHEAD_STEPS, K);
+        for (int k = from; k < to; k++) {
+            V w0 = NAME(load)(w + (size_t)k * 2 * VW), w1 = NAME(load)(w + (size_t)k * 2 * VW + VW);
 #pragma GCC unroll 16
-        for (int r = 0; r < mr; r++) {
-            V xr = NAME(splat)(x[r * XS + k]);
-            acc[r][0] = FMA(xr, w0, acc[r][0]);
-            acc[r][1] = FMA(xr, w1, acc[r][1]);
+            for (int r = 0; r < mr; r++) {
+                V xr = NAME(splat)(x[r * XS + k]);
+                acc[r][0] = FMA(xr, w0, acc[r][0]);
+                acc[r][1] = FMA(xr, w1, acc[r][1]);
+            }
         }
     }
     if (n == 2 * VW) {
@@ -72,8 +75,8 @@ INLINE void NAME(tile_mr)(float *out, size_t ldo, const float *base, size_t ldba
 }
 
 static TARGET void NAME(tile)(float *out, size_t ldo, const float *base, size_t ldbase, float scale,
-                              const float *x, const float *w, int mr, int n, int K) {
-#define CASE(m) case m: if (m <= MR) NAME(tile_mr)(out, ldo, base, ldbase, scale, x, w, m <= MR ? m : 1, n, K); break;
+                              const float *x, const float *w, Ahead *ahead, int mr, int n, int K) {
+#define CASE(m) case m: if (m <= MR) NAME(tile_mr)(out, ldo, base, ldbase, scale, x, w, ahead, m <= MR ? m : 1, n, K); break;
     switch (mr) {
         CASE(1) CASE(2) CASE(3) CASE(4) CASE(5) CASE(6) CASE(7) CASE(8) CASE(9) CASE(10) CASE(11) CASE(12) CASE(13)
         CASE(14)
