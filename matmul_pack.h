@@ -130,7 +130,7 @@ PACK_INLINE void floats16(float *out, const Weights *w, size_t j, int n, int k0,
     }
 }
 
-static PACK_TARGET void pack_floats(float *out, const Weights *w, int j, int n, int k, int K) {
+static inline PACK_TARGET void pack_floats(float *out, const Weights *w, int j, int n, int k, int K) {
     for (int h = 0; h < 32; h += 16) {
         const int m = n - h < 0 ? 0 : min_int(n - h, 16);
         const size_t r = (size_t)(j + h);
@@ -138,6 +138,40 @@ static PACK_TARGET void pack_floats(float *out, const Weights *w, int j, int n, 
         else if (w->dtype == DT_BF16) floats16(out + h, w, r, m, k, K, DT_BF16);
         else if (w->dtype == DT_INT8) floats16(out + h, w, r, m, k, K, DT_INT8);
         else floats16(out + h, w, r, m, k, K, DT_INT4);
+    }
+}
+
+// ---------------------------------------------------------------------------------------------------------
+// w, bf16 or int8 -> out (K/unit,32) units of four bytes, zero behind n, and behind K up to a multiple of 64: as
+// pack_units() (matmul_narrow.c).
+
+PACK_INLINE void units16(int32_t *out, const Weights *w, size_t j, int n, int k0, int K, int dtype, bool widen) {
+    const int columns = columns_in_64(dtype);
+    for (int k = 0; k < (K + 63) / 64 * 64; k += columns) {
+        Units u[16];
+        turn(u, w, j, n, (size_t)(k0 + k), k < K ? min_int(K - k, columns) : 0);
+#pragma GCC unroll 16
+        for (int i = 0; i < 16; i++) {
+            if (!widen) {
+                *(UnitsAt *)(out + i * 32) = (UnitsAt)u[i];
+                continue;
+            }
+            // the even bytes and the odd ones as 16-bit integers; then both halves of the unit as pairs
+            const Units even = (Units)((UnitsShort)((UnitsShortBits)u[i] << 8) >> 8), odd = (Units)((UnitsShort)u[i] >> 8);
+            *(UnitsAt *)(out + i * 64) = (UnitsAt)((even & 0xFFFF) | (Units)((UnitsBits)odd << 16));
+            *(UnitsAt *)(out + i * 64 + 32) = (UnitsAt)((Units)((UnitsBits)even >> 16) | (odd & -0x10000));
+        }
+        out += widen ? 1024 : 512;
+    }
+}
+
+static inline PACK_TARGET void pack_turned(void *out, const Weights *w, int j, int n, int k, int K, bool widen) {
+    for (int h = 0; h < 32; h += 16) {
+        const int m = n - h < 0 ? 0 : min_int(n - h, 16);
+        int32_t *const o = (int32_t *)out + h;
+        if (w->dtype == DT_BF16) units16(o, w, (size_t)(j + h), m, k, K, DT_BF16, false);
+        else if (widen) units16(o, w, (size_t)(j + h), m, k, K, DT_INT8, true);
+        else units16(o, w, (size_t)(j + h), m, k, K, DT_INT8, false);
     }
 }
 
