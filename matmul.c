@@ -6,12 +6,13 @@
 //
 //   out (T,OC) = x (T,C) w (OC,C)^T          Two ways, by the number of rows of x:
 //
-//   Few (decoding, beams; with AVX-512 prompts as well): bound by memory. The weights are read once, straight from the
+//   Few (decoding, beams): bound by memory. The weights are read once, straight from the
 //   file's mapping, in order, and used for all rows of x. Vectors run along C, for x and w alike.
 //
 //   Many (images, prompts): bound by arithmetic. Each thread takes a block of NC columns of out and goes through C in
-//   steps of about KC. The weights of a step are packed once, into panels that are K-major, so that a vector holds
-//   neighbouring columns; then each tile of MR rows of x, copied to rows XS apart, meets each panel:
+//   steps of KC. The weights of a step are packed once, into panels that are K-major, so that a vector holds
+//   neighbouring columns; then each tile of MR rows of x, which was copied once to rows XS apart, meets the panel,
+//   while the next step's weights are asked of memory, a few cache lines at a time:
 //
 //       out  +--+--+--+--+-----+        x  +-----+-----+---+          w  +-----+-----+---+
 //         MR |xx|  |  |  | ... |        MR |xxxxx|     |   |          NR |wwwww|     |   |
@@ -19,7 +20,7 @@
 //            |NR           ... |           | KC           C|          NC |         ...   |
 //            +-----NC----------+           +---------------+             +---------------+
 //
-//       packed w (NC*KC floats, stays in L2):  panel 0: k=0: w[0][0] w[1][0] .. w[NR-1][0], k=1: ..., | panel 1 | ...
+//       a panel of w (KC*NR floats, stays in L1):  k=0: w[0][0] w[1][0] .. w[NR-1][0], k=1: w[0][1] w[1][1] ...
 //
 // Sums of one output always run in the same order, whatever the number of threads or the position of the row in x. The
 // two ways add in different orders, so a row's result also depends on which way T goes, but on nothing else of T. Both

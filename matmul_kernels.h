@@ -76,7 +76,9 @@ INLINE void NAME(tile_mr)(float *out, size_t ldo, const float *base, size_t ldba
 
 static TARGET void NAME(tile)(float *out, size_t ldo, const float *base, size_t ldbase, float scale,
                               const float *x, const float *w, Ahead *ahead, int mr, int n, int K) {
-#define CASE(m) case m: if (m <= MR) NAME(tile_mr)(out, ldo, base, ldbase, scale, x, w, ahead, m <= MR ? m : 1, n, K); break;
+#define CASE(m) case m: \
+    if (m <= MR) NAME(tile_mr)(out, ldo, base, ldbase, scale, x, w, ahead, m <= MR ? m : 1, n, K); \
+    break;
     switch (mr) {
         CASE(1) CASE(2) CASE(3) CASE(4) CASE(5) CASE(6) CASE(7) CASE(8) CASE(9) CASE(10) CASE(11) CASE(12) CASE(13)
         CASE(14)

@@ -315,7 +315,8 @@ static void block_job(void *arg, int job, int thread) {
     const float *wscale = p->w.scale;
     add_bias(p, m0, M, n0, N);
     for (int k = 0; k == 0 || k < p->C; k += KC) {
-        const int K = min_int(KC, p->C - k), calls = ceil_div(M, MR) * ceil_div(K, (p->as == AS_BYTES ? 4 : 2) * AHEAD_STEPS);
+        const int K = min_int(KC, p->C - k);
+        const int calls = ceil_div(M, MR) * ceil_div(K, (p->as == AS_BYTES ? 4 : 2) * AHEAD_STEPS);
         const bool more = k > 0 || p->then == THEN_ADD, last = k + KC >= p->C;
         // asked of memory meanwhile: the next step, or the first one of the job that is probably this thread's next
         const int next_k = last ? 0 : k + KC, next_n = last ? n0 + p->threads * p->wide : n0;

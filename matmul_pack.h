@@ -2,7 +2,7 @@
 //
 // In order: vectors, loads of part of a row, the turn of 16 rows by 16 units of four bytes, what a turned unit is as
 // floats, as pairs of 16-bit integers or as it stands.
-// A unit holds one f32, two bf16, four int8 or eight nibbles of one row (doc/format.md); 64 bytes of a row are 16 units.
+// A unit holds one f32, two bf16, four int8 or eight nibbles of one row (doc/format.md); 64 bytes of a row are 16.
 // Turned, a vector holds the same unit of sixteen rows, and the steps from there to numbers take no shuffles at all.
 // It is plain C on vectors, so it is its own twin; used under AVX-512 only: with less it would be slow.
 // Not here: processors with smaller vectors (pack() of matmul_kernels.h, pack_units() of matmul_narrow.c).
@@ -13,6 +13,7 @@
 
 #ifdef MATMUL_TWINS
 #define PACK_TARGET
+#pragma GCC diagnostic ignored "-Wpsabi"      // wide vectors are passed, but only to what is inlined
 #else
 #define PACK_TARGET __attribute__((target("avx2,fma,f16c,avx512f,avx512vl,avx512bw,avx512dq")))
 #endif
@@ -157,7 +158,8 @@ PACK_INLINE void units16(int32_t *out, const Weights *w, size_t j, int n, int k0
                 continue;
             }
             // the even bytes and the odd ones as 16-bit integers; then both halves of the unit as pairs
-            const Units even = (Units)((UnitsShort)((UnitsShortBits)u[i] << 8) >> 8), odd = (Units)((UnitsShort)u[i] >> 8);
+            const Units even = (Units)((UnitsShort)((UnitsShortBits)u[i] << 8) >> 8);
+            const Units odd = (Units)((UnitsShort)u[i] >> 8);
             *(UnitsAt *)(out + i * 64) = (UnitsAt)((even & 0xFFFF) | (Units)((UnitsBits)odd << 16));
             *(UnitsAt *)(out + i * 64 + 32) = (UnitsAt)((Units)((UnitsBits)even >> 16) | (odd & -0x10000));
         }

@@ -8,11 +8,11 @@
 `files` is for a checkpoint of your own: the first file is what the others are compared with (bf16 will do where f32
 does not fit), on the pictures of a folder. `demo` exports a checkpoint of the demo model in every way there is, with
 the steps that lead to int4 one by one, and asks about 2,000 drawn scenes: the caption of each, and one question of
-changing kind. `loops` asks about the same scenes with one file and several versions of the inner loops (--cpu-isa): what
-rounding of the activations changes.
+changing kind. `loops` asks about the same scenes with one file and several versions of the inner loops
+(--cpu-isa): what rounding of the activations changes.
 
-In order: the command line, weights, stages, texts, the table, the three commands. Needs numpy and Pillow; --calibrate and
-`demo` need torch as well. Errors are relative, |a - b| / |a| in 2-norms. Texts agree when they are the same, letter by
+In order: the command line, weights, stages, texts, the table, the three commands. Needs numpy and Pillow; --calibrate
+and `demo` need torch as well. Errors are relative, |a - b| / |a| in 2-norms. Texts agree when they are the same, letter by
 letter. Not here: speed (dev/bench.py), how good the demo model is (dev/demo/evaluate.py).
 """
 
@@ -161,8 +161,8 @@ def ask(args, row, asked):
     def one(image):
         texts = by_image[image]
         prompts = [x for a in texts for x in ("-p", a.prompt)]
-        lines = run([args.program, "--quiet", "-m", row.file, "--cpu-isa", row.isa, "--json", "-b", args.beams, "-n", 40,
-                     "-t", args.threads, *prompts, image]).splitlines()
+        lines = run([args.program, "--quiet", "-m", row.file, "--cpu-isa", row.isa, "--json", "-b", args.beams,
+                     "-n", 40, "-t", args.threads, *prompts, image]).splitlines()
         outputs = [json.loads(line) for line in lines]
         if [o["prompt"] for o in outputs] != [a.prompt for a in texts]:
             raise SystemExit(f"{image}: asked {len(texts)} prompts, answered {[o['prompt'] for o in outputs]}")
