@@ -42,7 +42,7 @@ enum {
     NR_MAX = 32,
     CHUNK_BYTES = 1 << 20,   // weights in a job of the memory-bound way
     AHEAD = 8192,            // bytes that few rows look further ahead
-    BF16_FEW = 15,           // most rows of x that are not rounded for bf16 weights: memory is the limit there
+    BF16_FEW = 8,            // most rows of x that are not rounded for bf16 weights: memory is the limit there
     ROWS_ON_STACK = 336,     // of x in a small product, a multiple of every MR
     PANEL_FLOATS = NR_MAX * KC,
     X_BYTES = 8 << 20        // of copied x; more rows than fit are done in several passes

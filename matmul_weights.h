@@ -91,7 +91,7 @@ static inline void ask_ahead(Ahead *a) {
 static inline Ahead ahead_of(const Weights *w, int j, int n, int k, int K, int calls) {
     const int lines = (int)((bytes_of(w, (size_t)K) + 63) / 64), rows = n > 0 ? n : 0;
     return (Ahead){(const char *)weight_at(w, (size_t)j, (size_t)k), bytes_of(w, w->ld), rows, lines, 0,
-                   (rows * lines + calls - 1) / calls};
+                   calls > 0 ? ceil_div(rows * lines, calls) : 0};
 }
 
 #endif

@@ -12,8 +12,8 @@ changing kind. `loops` asks about the same scenes with one file and several vers
 (--cpu-isa): what rounding of the activations changes.
 
 In order: the command line, weights, stages, texts, the table, the three commands. Needs numpy and Pillow; --calibrate
-and `demo` need torch as well. Errors are relative, |a - b| / |a| in 2-norms. Texts agree when they are the same, letter by
-letter. Not here: speed (dev/bench.py), how good the demo model is (dev/demo/evaluate.py).
+and `demo` need torch as well. Errors are relative, |a - b| / |a| in 2-norms. Texts agree when they are the same,
+letter by letter. Not here: speed (dev/bench.py), how good the demo model is (dev/demo/evaluate.py).
 """
 
 import argparse
