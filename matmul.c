@@ -6,12 +6,13 @@
 //
 //   out (T,OC) = x (T,C) w (OC,C)^T          Two ways, by the number of rows of x:
 //
-//   Few (decoding, beams; with AVX-512 prompts as well): bound by memory. The weights are read once, straight from the
+//   Few (decoding, beams): bound by memory. The weights are read once, straight from the
 //   file's mapping, in order, and used for all rows of x. Vectors run along C, for x and w alike.
 //
 //   Many (images, prompts): bound by arithmetic. Each thread takes a block of NC columns of out and goes through C in
-//   steps of about KC. The weights of a step are packed once, into panels that are K-major, so that a vector holds
-//   neighbouring columns; then each tile of MR rows of x, copied to rows XS apart, meets each panel:
+//   steps of KC. The weights of a step are packed once, into panels that are K-major, so that a vector holds
+//   neighbouring columns; then each tile of MR rows of x, which was copied once to rows XS apart, meets the panel,
+//   while the next step's weights are asked of memory, a few cache lines at a time:
 //
 //       out  +--+--+--+--+-----+        x  +-----+-----+---+          w  +-----+-----+---+
 //         MR |xx|  |  |  | ... |        MR |xxxxx|     |   |          NR |wwwww|     |   |
@@ -19,7 +20,7 @@
 //            |NR           ... |           | KC           C|          NC |         ...   |
 //            +-----NC----------+           +---------------+             +---------------+
 //
-//       packed w (NC*KC floats, stays in L2):  panel 0: k=0: w[0][0] w[1][0] .. w[NR-1][0], k=1: ..., | panel 1 | ...
+//       a panel of w (KC*NR floats, stays in L1):  k=0: w[0][0] w[1][0] .. w[NR-1][0], k=1: w[0][1] w[1][1] ...
 //
 // Sums of one output always run in the same order, whatever the number of threads or the position of the row in x. The
 // two ways add in different orders, so a row's result also depends on which way T goes, but on nothing else of T. Both
@@ -38,11 +39,13 @@ enum {
     KC = 256,                // most columns of x and w in one step
     XS = KC + 16,            // floats between the rows of a copied tile: no power of two, they would share cache sets
     NC = 96,                 // columns of out in a job, a multiple of every NR; a head of 64, 80 or 88 fits
-    MR_MAX = 14, NR_MAX = 32,
+    NR_MAX = 32,
     CHUNK_BYTES = 1 << 20,   // weights in a job of the memory-bound way
     AHEAD = 8192,            // bytes that few rows look further ahead
-    BF16_FEW = 15,           // most rows of x that are not rounded for bf16 weights: memory is the limit there
-    PACK_FLOATS = NC * KC + MR_MAX * XS
+    BF16_FEW = 8,            // most rows of x that are not rounded for bf16 weights: memory is the limit there
+    ROWS_ON_STACK = 336,     // of x in a small product, a multiple of every MR
+    PANEL_FLOATS = NR_MAX * KC,
+    X_BYTES = 8 << 20        // of copied x; more rows than fit are done in several passes
 };
 
 // The loops in f32.
@@ -51,7 +54,7 @@ typedef struct {
     int few;                 // most rows of x that rows() is for
     // x (mr,K) rows XS apart, w (K,NR) packed -> out (mr,n) = base (mr,n) + scale * x w
     void (*tile)(float *out, size_t ldo, const float *base, size_t ldbase, float scale, const float *x, const float *w,
-                 int mr, int n, int K);
+                 Ahead *ahead, int mr, int n, int K);
     // x (T,C), rows j .. j+n of w (,C) -> out (T,n) = base (T,n) + scale * x w^T; base NULL is zero
     void (*rows)(float *out, size_t ldo, const float *base, size_t ldbase, const float *x, size_t ldx,
                  const Weights *w, int j, float scale, int T, int n, int C);
@@ -82,7 +85,8 @@ struct MatmulKernels {
 // Plain C: nothing but the definitions.
 
 static void tile_plain(float *out, size_t ldo, const float *base, size_t ldbase, float scale, const float *x,
-                       const float *w, int mr, int n, int K) {
+                       const float *w, Ahead *ahead, int mr, int n, int K) {
+    (void)ahead;
     for (int r = 0; r < mr; r++)
         for (int j = 0; j < n; j++) {
             float s = 0;
@@ -160,8 +164,10 @@ typedef struct {
     int M, N, K;
     bool b_is_kn;
     const Loops *loops;
-    float *scratch;         // for the packed blocks of all threads
+    float *x;               // a in steps of KC columns: (steps,M,XS)
+    float *panels;          // PANEL_FLOATS for each thread
     int rows, cols;         // of out in a job
+    int threads;
     int then;               // THEN_...
     const int *live;        // columns of a that are not zero, or NULL
     int n_live;
@@ -169,56 +175,45 @@ typedef struct {
 
 static const float zeros[NC];
 
-// Packs columns j .. j+n, steps k .. k+kc of b into panels of NR columns.
-static void pack_panels(float *packed, const Product *p, int j, int n, int k, int kc) {
+// Columns j .. j+nr, steps k .. k+kc of b -> (kc,NR).
+static void pack_panel(float *panel, const Product *p, int j, int nr, int k, int kc) {
     const int NR = p->loops->NR;
-    for (int i = 0; i < n; i += NR) {
-        float *panel = packed + (size_t)i * kc;
-        const int nr = min_int(NR, n - i);
-        if (p->b_is_kn) {
-            const float *b = (const float *)p->b.data + k * p->b.ld + j + i;
-            for (int r = 0; r < kc; r++) {
-                memcpy(panel + (size_t)r * NR, b + r * p->b.ld, (size_t)nr * sizeof *b);
-                memset(panel + (size_t)r * NR + nr, 0, (size_t)(NR - nr) * sizeof *b);
-            }
-        } else p->loops->pack(panel, &p->b, j + i, nr, k, kc);
+    if (!p->b_is_kn) {
+        p->loops->pack(panel, &p->b, j, nr, k, kc);
+        return;
+    }
+    const float *b = (const float *)p->b.data + (size_t)k * p->b.ld + j;
+    for (size_t r = 0; r < (size_t)kc; r++) {
+        memcpy(panel + r * (size_t)NR, b + r * p->b.ld, (size_t)nr * sizeof *b);
+        memset(panel + r * (size_t)NR + nr, 0, (size_t)(NR - nr) * sizeof *b);
     }
 }
 
-// Asks for rows from .. to of a matrix whose rows lie ld bytes apart, bytes of each, to be in the level 2 cache soon.
-static void prefetch_rows(const char *p, size_t ld, int from, int to, size_t bytes) {
-    for (int r = from; r < to; r++)
-        for (size_t i = 0; i < bytes; i += 64) __builtin_prefetch(p + (size_t)r * ld + i, 0, 2);
+// Step s of rows m .. m+M of a -> x, rows XS apart.
+static void copy_step(float *x, const Product *p, int s, int m, int M) {
+    const size_t k = (size_t)s * KC, kc = (size_t)min_int(KC, p->K - s * KC);
+    for (size_t r = 0; r < (size_t)M; r++) memcpy(x + r * XS, p->a + ((size_t)m + r) * p->lda + k, kc * sizeof *x);
 }
 
-// Rows m0 .. m0+M, columns n0 .. n0+n of out. packed has room for n, rounded up to NR, times KC floats and then for
-// a tile of x. The steps through K are as even as possible, multiples of 32 and the same for every block.
-static void block(const Product *p, int m0, int M, int n0, int n, float *packed) {
+// Step s through K for rows m .. m+M, columns n .. n+N of out. x: that step of row m. What is asked of memory
+// meanwhile: the same columns' next step, or behind the last one the first step from column next on.
+static void multiply_step(const Product *p, const float *x, int m, int M, int n, int N, int s, int next,
+                          float *panel) {
     const Loops *kern = p->loops;
-    const int steps = p->K > 0 ? ceil_div(p->K, KC) : 1, KS = ceil_div(ceil_div(p->K, steps), 32) * 32;
-    float *x = packed + (size_t)ceil_div(n, kern->NR) * (size_t)kern->NR * KC;
-    const size_t row_bytes = bytes_of(&p->b, p->b.ld), step_bytes = bytes_of(&p->b, (size_t)KS);
-    for (int s = 0; s < steps && s * KS <= p->K; s++) {
-        const int k = s * KS, kc = min_int(KS, p->K - k);
-        const char *next_w = (const char *)weight_at(&p->b, (size_t)n0, (size_t)(k + KS));
-        pack_panels(packed, p, n0, n, k, kc);
-        for (int m = m0; m < m0 + M; m += kern->MR) {
-            const int mr = min_int(kern->MR, m0 + M - m), next_mr = min_int(kern->MR, m0 + M - m - mr);
-            const float *a = p->a + (size_t)m * p->lda + k;
-            for (int r = 0; r < mr; r++) memcpy(x + r * XS, a + (size_t)r * p->lda, (size_t)kc * sizeof *x);
-            for (int i = 0; i < n; i += kern->NR) {
-                // While this tile is multiplied: a share of the next tile, and of the weights of the next step.
-                const int to = min_int(i + kern->NR, n), done = n * (m - m0);
-                prefetch_rows((const char *)a, p->lda * sizeof *a, mr + next_mr * i / n, mr + next_mr * to / n,
-                              (size_t)kc * sizeof *a);
-                if (s + 1 < steps && !p->b_is_kn)
-                    prefetch_rows(next_w, row_bytes, (done + mr * i) / M, (done + mr * to) / M, step_bytes);
-                float *out = p->out + (size_t)m * p->ldo + n0 + i;
-                const bool more = s > 0 || p->then == THEN_ADD;
-                const float *base = more ? out : p->bias ? p->bias + n0 + i : zeros;
-                kern->tile(out, p->ldo, base, more ? p->ldo : 0, p->scale, x, packed + (size_t)i * kc, mr,
-                           min_int(kern->NR, n - i), kc);
-            }
+    const int k = s * KC, kc = min_int(KC, p->K - k), MR = kern->MR, NR = kern->NR;
+    const bool more = s > 0 || p->then == THEN_ADD, last = k + KC >= p->K;
+    const int next_k = last ? 0 : k + KC, ahead = last ? next : n;
+    const int calls = ceil_div(M, MR) * ceil_div(kc, AHEAD_STEPS);
+    for (int i = 0; i < N; i += NR) {
+        const int nr = min_int(NR, N - i);
+        Ahead a = ahead_of(&p->b, ahead + i, p->b_is_kn ? 0 : min_int(nr, p->N - ahead - i), next_k,
+                           min_int(KC, p->K - next_k), calls);
+        pack_panel(panel, p, n + i, nr, k, kc);
+        for (int t = 0; t < M; t += MR) {
+            const int mr = min_int(MR, M - t);
+            float *out = p->out + (size_t)(m + t) * p->ldo + n + i;
+            const float *base = more ? out : p->bias ? p->bias + n + i : zeros;
+            kern->tile(out, p->ldo, base, more ? p->ldo : 0, p->scale, x + (size_t)t * XS, panel, &a, mr, nr, kc);
         }
     }
 }
@@ -245,12 +240,20 @@ static void finish(const Product *p, int m, int M, int n, int N) {
     for (int i = m; i < m + M; i++) p->loops->activate(p->out + (size_t)i * p->ldo + n, p->then, N);
 }
 
+static void copy_job(void *arg, int m, int thread) {
+    const Product *p = arg;
+    (void)thread;
+    for (int s = 0; s * KC < p->K; s++) copy_step(p->x + ((size_t)s * (size_t)p->M + (size_t)m) * XS, p, s, m, 1);
+}
+
 static void block_job(void *arg, int job, int thread) {
     const Product *p = arg;
     const int across = ceil_div(p->N, p->cols), m = job / across * p->rows, n = job % across * p->cols;
     const int M = min_int(p->rows, p->M - m), N = min_int(p->cols, p->N - n);
     add_bias(p, m, M, n, N);
-    block(p, m, M, n, N, p->scratch + (size_t)thread * PACK_FLOATS);
+    for (int s = 0; s == 0 || s * KC < p->K; s++)       // the job that this thread will probably have next: threads on
+        multiply_step(p, p->x + ((size_t)s * (size_t)p->M + (size_t)m) * XS, m, M, n, N, s, n + p->threads * p->cols,
+                      p->panels + (size_t)thread * PANEL_FLOATS);
     finish(p, m, M, n, N);
 }
 
@@ -268,10 +271,13 @@ static void rows_job(void *arg, int job, int thread) {
 // ---------------------------------------------------------------------------------------------------------
 // The functions of matmul.h.
 
-// The narrow products' part comes behind that of the f32 ones, on a cache line of its own.
-static size_t pack_bytes(int threads) { return ((size_t)threads * PACK_FLOATS * sizeof(float) + 63) / 64 * 64; }
+// The panels of all threads, then what one product at a time has: its copy of x, or what narrow products use.
+static size_t panel_bytes(int threads) { return (size_t)threads * PANEL_FLOATS * sizeof(float); }
 
-uint64_t matmul_scratch_bytes(int threads) { return pack_bytes(threads) + narrow_scratch_bytes(threads); }
+uint64_t matmul_scratch_bytes(int threads) {
+    const uint64_t narrow = narrow_scratch_bytes(threads);
+    return panel_bytes(threads) + (narrow > X_BYTES ? narrow : X_BYTES);
+}
 
 void matmul(float *out, const float *x, const Tensor *w, const float *b, int T, const Par *par) {
     matmul_then(out, x, w, b, THEN_NOTHING, T, par);
@@ -281,16 +287,18 @@ void matmul_then(float *out, const float *x, const Tensor *w, const float *b, in
     // x (T,C), w (OC,C), b (OC) or NULL -> out (T,OC)
     const int OC = w->rows, C = w->cols;
     const Weights weights = {w->data, w->scale, (size_t)C, w->dtype};
-    Product p = {out, x, weights, b, (size_t)OC, (size_t)C, 1.0f, T, OC, C, false, par->kernels->loops, par->scratch,
-                 T, NC, then, NULL, 0};
+    char *const shared = (char *)par->scratch + panel_bytes(par->threads);
+    Product p = {.out = out, .a = x, .b = weights, .bias = b, .ldo = (size_t)OC, .lda = (size_t)C, .scale = 1, .M = T,
+                 .N = OC, .K = C, .loops = par->kernels->loops, .x = (float *)(void *)shared, .panels = par->scratch,
+                 .threads = par->threads, .then = then};
     if (T <= 0 || OC <= 0) return;
     const Narrow *const narrow = w->dtype == DT_INT8 ? par->kernels->int8 : w->dtype == DT_BF16 ? par->kernels->bf16 :
                                  w->dtype == DT_INT4 && par->kernels->int4 && T <= par->kernels->int4->few ?
                                  par->kernels->int4 : NULL;
     if (narrow && (narrow->few > 0 || T > BF16_FEW) &&
-        narrow_matmul(narrow, out, x, &weights, b, then, T, OC, C, par->kernels->loops->activate,
-                      (char *)par->scratch + pack_bytes(par->threads), par)) return;
-    if (T <= par->kernels->loops->few) {
+        narrow_matmul(narrow, out, x, &weights, b, then, T, OC, C, par->kernels->loops->activate, shared, par)) return;
+    const size_t most = X_BYTES / ((size_t)ceil_div(C + 1, KC) * XS * sizeof(float));     // rows of x that are copied
+    if (T <= par->kernels->loops->few || most < 1) {
         // Chunks are large enough for the hardware to read ahead, and at least four a thread where there are that many.
         const size_t row_bytes = bytes_of(&weights, (size_t)C);
         const size_t by_size = 4 + CHUNK_BYTES / (row_bytes + 1), by_threads = (size_t)OC / (4 * (size_t)par->threads);
@@ -305,29 +313,51 @@ void matmul_then(float *out, const float *x, const Tensor *w, const float *b, in
         const int rounds = ceil_div(ceil_div(OC, cols), par->threads) * cols;
         if (rounds < best) best = rounds, p.cols = cols;
     }
-    // Few columns and many threads: the rows are split as well, at the price of packing the weights again.
-    const int across = ceil_div(OC, p.cols), down = ceil_div(4 * par->threads, across);
-    if (down > 1) p.rows = ceil_div(ceil_div(T, down), 4 * p.loops->MR) * 4 * p.loops->MR;
-    run_jobs(block_job, &p, across * ceil_div(T, p.rows), par);
+    const int across = ceil_div(OC, p.cols), pass = (size_t)T < most ? T : (int)most;
+    for (int t = 0; t < T; t += pass) {
+        p.out = out + (size_t)t * (size_t)OC, p.a = x + (size_t)t * (size_t)C;
+        p.rows = p.M = min_int(pass, T - t);
+        // Few columns and many threads: the rows are split as well, at the price of packing the weights again.
+        const int down = ceil_div(4 * par->threads, across);
+        if (down > 1) p.rows = ceil_div(ceil_div(p.M, down), 4 * p.loops->MR) * 4 * p.loops->MR;
+        run_jobs(copy_job, &p, p.M, par);
+        run_jobs(block_job, &p, across * ceil_div(p.M, p.rows), par);
+    }
 }
+
+// The same in this thread, for what attention multiplies. Some rows at a time, so that their copy lies on the stack.
+static void small_product(const Product *p) {
+    float x[ROWS_ON_STACK * XS] __attribute__((aligned(64))), panel[PANEL_FLOATS] __attribute__((aligned(64)));
+    for (int m = 0; m < p->M; m += ROWS_ON_STACK)
+        for (int s = 0; s == 0 || s * KC < p->K; s++) {
+            const int M = min_int(ROWS_ON_STACK, p->M - m);
+            copy_step(x, p, s, m, M);
+            for (int n = 0; n < p->N; n += NC) multiply_step(p, x, m, M, n, min_int(NC, p->N - n), s, n + NC, panel);
+        }
+}
+
+// Of the room for copied x, for the sums of a thread.
+static size_t lane_floats(int threads) { return (size_t)min_int(1 << 15, X_BYTES / 64 / threads * 16); }
 
 static void living_job(void *arg, int job, int thread) {
     const Product *p = arg;
     const int n = job * p->cols, N = min_int(p->cols, p->N - n);
     add_bias(p, 0, p->M, n, N);
     p->loops->living(p->out + n, p->ldo, p->a, p->lda, &p->b, n, p->live, p->n_live, p->M, N,
-                     p->scratch + (size_t)thread * PACK_FLOATS);
+                     p->x + thread * lane_floats(p->threads));
 }
 
 bool matmul_living(float *out, const float *x, const Tensor *w, const void *turned, const float *b, const int *live,
                    int n, int T, const Par *par) {
     // x (T,C), turned (C,OC), b (OC) or NULL -> out (T,OC) += b + x w^T
     const Loops *loops = par->kernels->loops;
-    const int OC = w->rows, C = w->cols, room = PACK_FLOATS / (T * loops->VW) / 32 * 32;
+    const int OC = w->rows, C = w->cols, room = (int)lane_floats(par->threads) / (T * loops->VW) / 32 * 32;
     if (w->dtype != DT_F32 && w->dtype != DT_BF16) return false;
     if (!loops->living || T > loops->few || room < 32 || OC % 32 || C % 32) return false;
-    Product p = {out, x, {turned, NULL, (size_t)OC, w->dtype}, b, (size_t)OC, (size_t)C, 1.0f, T, OC, n, true, loops,
-                 par->scratch, T, 0, THEN_ADD, live, n};
+    char *const shared = (char *)par->scratch + panel_bytes(par->threads);
+    Product p = {.out = out, .a = x, .b = {turned, NULL, (size_t)OC, w->dtype}, .bias = b, .ldo = (size_t)OC,
+                 .lda = (size_t)C, .scale = 1, .M = T, .N = OC, .K = n, .loops = loops, .x = (float *)(void *)shared,
+                 .threads = par->threads, .then = THEN_ADD, .live = live, .n_live = n};
     // Wide enough for whole pages of a row, narrow enough for the level 1 cache and for four jobs a thread.
     p.cols = min_int(min_int(room, 256), ceil_div(OC, 4 * par->threads * 32) * 32);
     run_jobs(living_job, &p, ceil_div(OC, p.cols), par);
@@ -343,20 +373,17 @@ void gemm_nt(float *out, int ldo, const float *a, int lda, const float *b, int l
         par->kernels->loops->rows(out, (size_t)ldo, NULL, 0, a, (size_t)lda, &w, 0, scale, M, N, K);
         return;
     }
-    const Product p = {out, a, w, NULL, (size_t)ldo, (size_t)lda, scale, M, N, K, false, par->kernels->loops, NULL, 0,
-                       0, THEN_NOTHING, NULL, 0};
-    float packed[PACK_FLOATS] __attribute__((aligned(64)));
-    for (int n = 0; n < N; n += NC) block(&p, 0, M, n, min_int(NC, N - n), packed);
+    small_product(&(Product){.out = out, .a = a, .b = w, .ldo = (size_t)ldo, .lda = (size_t)lda, .scale = scale, .M = M,
+                             .N = N, .K = K, .loops = par->kernels->loops, .then = THEN_NOTHING});
 }
 
 void gemm_nn(float *out, int ldo, const float *a, int lda, const float *b, int ldb, int M, int N, int K,
              const Par *par) {
     // a (M,K), b (K,N) -> out (M,N)
     if (M <= 0 || N <= 0) return;
-    const Product p = {out, a, {b, NULL, (size_t)ldb, DT_F32}, NULL, (size_t)ldo, (size_t)lda, 1.0f, M, N, K, true,
-                       par->kernels->loops, NULL, 0, 0, THEN_NOTHING, NULL, 0};
-    float packed[PACK_FLOATS] __attribute__((aligned(64)));
-    for (int n = 0; n < N; n += NC) block(&p, 0, M, n, min_int(NC, N - n), packed);
+    small_product(&(Product){.out = out, .a = a, .b = {b, NULL, (size_t)ldb, DT_F32}, .b_is_kn = true, .scale = 1,
+                             .ldo = (size_t)ldo, .lda = (size_t)lda, .M = M, .N = N, .K = K,
+                             .loops = par->kernels->loops, .then = THEN_NOTHING});
 }
 
 void activate(float *x, int act, int n, const Par *par) { par->kernels->loops->activate(x, act, n); }

@@ -103,7 +103,7 @@ enum { PANEL = 32 * 4 };      // bytes between the units of a panel: 32 columns
 
 // x (mr,K) bf16, mr <= 32, w (K/2,32) pairs -> out (mr,n) = base + x w^T. parts 2: x has low parts.
 static inline void amx_bf16(float *out, size_t ldo, const float *base, size_t ldbase, const NarrowX *x, const void *w,
-                            int mr, int n, int K, int parts) {
+                            Ahead *ahead, int mr, int n, int K, int parts) {
     const int first = min_int(mr, 16), second = mr - first;
     const uint8_t *const packed = w;
     float sums[32][32];
@@ -114,6 +114,7 @@ static inline void amx_bf16(float *out, size_t ldo, const float *base, size_t ld
     TILE_ZERO(&tiles, 2);
     TILE_ZERO(&tiles, 3);
     for (int k = 0; k < K; k += 32) {
+        if (k % (2 * AHEAD_STEPS) == 0) ask_ahead(ahead);
         TILE_LOAD(&tiles, 6, packed + (size_t)k / 2 * PANEL, PANEL);
         TILE_LOAD(&tiles, 7, packed + (size_t)k / 2 * PANEL + 64, PANEL);
         for (int part = 0; part < parts; part++) {
@@ -140,20 +141,20 @@ static inline void amx_bf16(float *out, size_t ldo, const float *base, size_t ld
 }
 
 static void tile_amx_bf16(float *out, size_t ldo, const float *base, size_t ldbase, const NarrowX *x, const void *w,
-                          const float *wscale, int mr, int n, int K) {
+                          const float *wscale, Ahead *ahead, int mr, int n, int K) {
     (void)wscale;
-    amx_bf16(out, ldo, base, ldbase, x, w, mr, n, K, 1);
+    amx_bf16(out, ldo, base, ldbase, x, w, ahead, mr, n, K, 1);
 }
 
 static void tile_amx_two(float *out, size_t ldo, const float *base, size_t ldbase, const NarrowX *x, const void *w,
-                         const float *wscale, int mr, int n, int K) {
+                         const float *wscale, Ahead *ahead, int mr, int n, int K) {
     (void)wscale;
-    amx_bf16(out, ldo, base, ldbase, x, w, mr, n, K, 2);
+    amx_bf16(out, ldo, base, ldbase, x, w, ahead, mr, n, K, 2);
 }
 
 // x (mr,K) as bytes, mr <= 16, w (K/4,32) fours -> out (mr,n) = base + x w^T
 static void tile_amx_int8(float *out, size_t ldo, const float *base, size_t ldbase, const NarrowX *x, const void *w,
-                          const float *wscale, int mr, int n, int K) {
+                          const float *wscale, Ahead *ahead, int mr, int n, int K) {
     const uint8_t *const packed = w;
     int32_t high[16][32], low[16][32];
     Tiles tiles;
@@ -163,6 +164,7 @@ static void tile_amx_int8(float *out, size_t ldo, const float *base, size_t ldba
     TILE_ZERO(&tiles, 2);
     TILE_ZERO(&tiles, 3);
     for (int k = 0; k < K; k += 64) {
+        if (k % (4 * AHEAD_STEPS) == 0) ask_ahead(ahead);
         TILE_LOAD(&tiles, 6, packed + (size_t)k / 4 * PANEL, PANEL);
         TILE_LOAD(&tiles, 7, packed + (size_t)k / 4 * PANEL + 64, PANEL);
         TILE_LOAD(&tiles, 4, x->data + k, x->ld);

@@ -106,44 +106,57 @@ static TARGET void NAME(convert)(uint8_t *row, size_t low, float *scale, const f
 // All sums of a tile stay in registers, mr rows by two vectors by as many planes as x has.
 
 INLINE void NAME(tile_mr)(float *out, size_t ldo, const float *base, size_t ldbase, const NarrowX *x, const void *w,
-                          const float *wscale, int mr, int n, int K) {
+                          const float *wscale, Ahead *ahead, int mr, int n, int K) {
     SUM acc[MR * PLANES][2];
     const uint8_t *const packed = w, *const rows_of_x = x->data;
     const int units = (K + UNIT - 1) / UNIT, rows = mr * PLANES;
 #pragma GCC unroll 16
     for (int r = 0; r < rows; r++) acc[r][0] = acc[r][1] = (SUM){0};
-    for (int k = 0; k < units; k++) {
-        const uint8_t *const wk = packed + (size_t)k * 8 * VW;
-        const VI w0 = *(const NAME(vm) *)wk, w1 = *(const NAME(vm) *)(wk + 4 * VW);
+    for (int from = 0; from < units; from += AHEAD_STEPS) {
+        ask_ahead(ahead);
+        const int to = min_int(from + AHEAD_STEPS, units);
+        for (int k = from; k < to; k++) {
+            const uint8_t *const wk = packed + (size_t)k * 8 * VW;
+            const VI w0 = *(const NAME(vm) *)wk, w1 = *(const NAME(vm) *)(wk + 4 * VW);
 #pragma GCC unroll 16
-        for (int r = 0; r < rows; r++) {
-            int32_t unit;
-            memcpy(&unit, rows_of_x + (size_t)(r / PLANES * ROW_BYTES + r % PLANES * BLOCK) + 4 * (size_t)k, 4);
-            const VI xr = unit - (VI){0};
-            acc[r][0] = DOT(acc[r][0], xr, w0);
-            acc[r][1] = DOT(acc[r][1], xr, w1);
+            for (int r = 0; r < rows; r++) {
+                int32_t unit;
+                memcpy(&unit, rows_of_x + (size_t)(r / PLANES * ROW_BYTES + r % PLANES * BLOCK) + 4 * (size_t)k, 4);
+                const VI xr = unit - (VI){0};
+                acc[r][0] = DOT(acc[r][0], xr, w0);
+                acc[r][1] = DOT(acc[r][1], xr, w1);
+            }
         }
     }
     float tile[MR][2 * VW], scales[2 * VW] = {0};
-    for (int i = 0; i < n; i++) scales[i] = IS_BF16 ? 1 : wscale[i];
+    for (int i = 0; !IS_BF16 && i < n; i++) scales[i] = wscale[i];
 #pragma GCC unroll 16
     for (int r = 0; r < mr; r++) {
-        const float s = IS_BF16 ? 1 : x->scale[(size_t)r * x->ldscale];
         SUM a = acc[r * PLANES][0], b = acc[r * PLANES][1];
         if (PLANES == 2) a = a * 256 + acc[r * PLANES + PLANES - 1][0], b = b * 256 + acc[r * PLANES + PLANES - 1][1];
-        *(V *)tile[r] = AS_FLOAT(a) * s * *(V *)scales;
-        *(V *)(tile[r] + VW) = AS_FLOAT(b) * s * *(V *)(scales + VW);
+        V va = AS_FLOAT(a), vb = AS_FLOAT(b);
+        if (!IS_BF16) {
+            const float s = x->scale[(size_t)r * x->ldscale];
+            va = va * s * *(V *)scales, vb = vb * s * *(V *)(scales + VW);
+        }
+        if (n == 2 * VW) {
+            *(V *)(out + r * ldo) = va + *(const V *)(base + r * ldbase);
+            *(V *)(out + r * ldo + VW) = vb + *(const V *)(base + r * ldbase + VW);
+        } else {
+            *(V *)tile[r] = va;
+            *(V *)(tile[r] + VW) = vb;
+        }
     }
-    for (int r = 0; r < mr; r++)
-        if (n == 2 * VW)
-            for (int h = 0; h < 2 * VW; h += VW)
-                *(V *)(out + r * ldo + h) = *(V *)(tile[r] + h) + *(const V *)(base + r * ldbase + h);
-        else for (int j = 0; j < n; j++) out[r * ldo + j] = base[r * ldbase + j] + tile[r][j];
+    if (n < 2 * VW)
+        for (int r = 0; r < mr; r++)
+            for (int j = 0; j < n; j++) out[r * ldo + j] = base[r * ldbase + j] + tile[r][j];
 }
 
 static TARGET void NAME(tile)(float *out, size_t ldo, const float *base, size_t ldbase, const NarrowX *x, const void *w,
-                              const float *wscale, int mr, int n, int K) {
-#define CASE(m) case m: if (m <= MR) NAME(tile_mr)(out, ldo, base, ldbase, x, w, wscale, m <= MR ? m : 1, n, K); break;
+                              const float *wscale, Ahead *ahead, int mr, int n, int K) {
+#define CASE(m) case m: \
+    if (m <= MR) NAME(tile_mr)(out, ldo, base, ldbase, x, w, wscale, ahead, m <= MR ? m : 1, n, K); \
+    break;
     switch (mr) {
         CASE(1) CASE(2) CASE(3) CASE(4) CASE(5) CASE(6) CASE(7) CASE(8) CASE(9) CASE(10) CASE(11) CASE(12) CASE(13)
         CASE(14)
@@ -230,7 +243,8 @@ INLINE void NAME(rows_rw)(V *sum, const NarrowX *x, const Weights *w, size_t j, 
         for (int t = 0; t < T; t++)
             for (int r = 0; r < rw; r++) {
                 int tail = 0;
-                for (int c = c0; c < C; c++) tail += narrow_x(x, AS, t, c) * (int8_t)first[(size_t)r * w->ld + (size_t)c];
+                for (int c = c0; c < C; c++)
+                    tail += narrow_x(x, AS, t, c) * (int8_t)first[(size_t)r * w->ld + (size_t)c];
                 sum[r * T + t][0] += (float)tail * x->scale[(size_t)t * x->ldscale + (size_t)((C - 1) / BLOCK)];
             }
 }

@@ -89,11 +89,13 @@ static inline int16x8_t bytes_neon(const void *p, uint8_t mask, int shift) {
 #endif
 
 #if defined(__x86_64__) || defined(MATMUL_TWINS)
+#include "matmul_pack.h"
+
 #define NAME(f) f##_avx2
 #define TARGET NATIVE("avx2,fma,f16c")
 #define VW 8
 #define MR 6
-#define FEW 32
+#define FEW 16
 #ifndef MATMUL_TWINS
 #define FMA(a, b, c) _mm256_fmadd_ps(a, b, c)
 #define BYTES256(p) _mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)(const void *)(p)))
@@ -109,7 +111,8 @@ static inline int16x8_t bytes_neon(const void *p, uint8_t mask, int shift) {
 #define TARGET NATIVE("avx2,fma,f16c,avx512f,avx512vl,avx512bw,avx512dq")
 #define VW 16
 #define MR 14
-#define FEW 96
+#define FEW 8
+#define PACK pack_floats
 #ifndef MATMUL_TWINS
 #define FMA(a, b, c) _mm512_fmadd_ps(a, b, c)
 #define BYTES512(p) _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)(const void *)(p)))

@@ -10,6 +10,7 @@
 //   FMA(a,b,c)   a * b + c on vectors
 //   WIDEN(p), WIDEN8(p), LOW4(p), HIGH4(p)   VW weights at p as f32: bf16, int8, and nibbles less 8
 //   HALF(p)      the f16 at p
+//   PACK         another function than pack()
 //
 // In order: vector types and loads; tile(), the heart of the large products; rows(), for a few rows of x against a
 // stream of weights; living(), the same for weights that lie on their side and rows of x that are mostly zero; pack(),
@@ -40,17 +41,21 @@ INLINE float NAME(sum)(V v) {
 // registers; each is a chain of K multiply-adds in order, whatever mr is.
 
 INLINE void NAME(tile_mr)(float *out, size_t ldo, const float *base, size_t ldbase, float scale,
-                          const float *x, const float *w, int mr, int n, int K) {
+                          const float *x, const float *w, Ahead *ahead, int mr, int n, int K) {
     V acc[MR][2];
 #pragma GCC unroll 16
     for (int r = 0; r < mr; r++) acc[r][0] = acc[r][1] = NAME(splat)(0);
-    for (int k = 0; k < K; k++) {
-        V w0 = NAME(load)(w + (size_t)k * 2 * VW), w1 = NAME(load)(w + (size_t)k * 2 * VW + VW);
+    for (int from = 0; from < K; from += AHEAD_STEPS) {
+        ask_ahead(ahead);
+        const int to = min_int(from + AHEAD_STEPS, K);
+        for (int k = from; k < to; k++) {
+            V w0 = NAME(load)(w + (size_t)k * 2 * VW), w1 = NAME(load)(w + (size_t)k * 2 * VW + VW);
 #pragma GCC unroll 16
-        for (int r = 0; r < mr; r++) {
-            V xr = NAME(splat)(x[r * XS + k]);
-            acc[r][0] = FMA(xr, w0, acc[r][0]);
-            acc[r][1] = FMA(xr, w1, acc[r][1]);
+            for (int r = 0; r < mr; r++) {
+                V xr = NAME(splat)(x[r * XS + k]);
+                acc[r][0] = FMA(xr, w0, acc[r][0]);
+                acc[r][1] = FMA(xr, w1, acc[r][1]);
+            }
         }
     }
     if (n == 2 * VW) {
@@ -71,8 +76,10 @@ INLINE void NAME(tile_mr)(float *out, size_t ldo, const float *base, size_t ldba
 }
 
 static TARGET void NAME(tile)(float *out, size_t ldo, const float *base, size_t ldbase, float scale,
-                              const float *x, const float *w, int mr, int n, int K) {
-#define CASE(m) case m: if (m <= MR) NAME(tile_mr)(out, ldo, base, ldbase, scale, x, w, m <= MR ? m : 1, n, K); break;
+                              const float *x, const float *w, Ahead *ahead, int mr, int n, int K) {
+#define CASE(m) case m: \
+    if (m <= MR) NAME(tile_mr)(out, ldo, base, ldbase, scale, x, w, ahead, m <= MR ? m : 1, n, K); \
+    break;
     switch (mr) {
         CASE(1) CASE(2) CASE(3) CASE(4) CASE(5) CASE(6) CASE(7) CASE(8) CASE(9) CASE(10) CASE(11) CASE(12) CASE(13)
         CASE(14)
@@ -213,6 +220,7 @@ static TARGET void NAME(living)(float *out, size_t ldo, const float *x, size_t l
 // ---------------------------------------------------------------------------------------------------------
 // w (n,K) with rows ldw apart -> out (K,2*VW), columns n and up zero: squares of 4 x 4 are turned in registers.
 
+#ifndef PACK
 // Columns c to c+31 of row r, scaled; only the first n need to be there.
 INLINE void NAME(unpack)(float *out, const Weights *w, size_t r, size_t c, int n) {
     const V scale = w->dtype == DT_INT4 ? NAME(load_scale)(w, r, c) : NAME(splat)(row_scale(w, r));
@@ -261,14 +269,17 @@ static TARGET void NAME(pack)(float *out, const Weights *w, int j0, int n, int k
             out[(size_t)k * N + j] = j < n ? weight(w, (size_t)(j0 + j), (size_t)(k0 + k)) *
                                              row_scale(w, (size_t)(j0 + j)) : 0;
 }
+#define PACK NAME(pack)
+#endif
 
 #include "matmul_math.h"
 
 static const Loops NAME(loops) = {
-    MR, 2 * VW, FEW, NAME(tile), NAME(rows), NAME(pack), NAME(activate), NAME(softmax), NAME(norm),
+    MR, 2 * VW, FEW, NAME(tile), NAME(rows), PACK, NAME(activate), NAME(softmax), NAME(norm),
     NAME(scores), NAME(mix), VW, NAME(living)
 };
 
+#undef PACK
 #undef V
 #undef INLINE
 #undef NAME

@@ -1,7 +1,8 @@
 // matmul_narrow.c: products with x in a narrow type (see matmul_narrow.h).
 //
 // In order: conversion of a row of x to bf16, packing of weights, the inner loops for each instruction (matmul_dot.h
-// and matmul_int4.h, matmul_amx.h), the two ways of a product as in matmul.c: few rows of x, and blocks; permission for AMX.
+// and matmul_int4.h, matmul_amx.h), the two ways of a product as in matmul.c: few rows of x, and blocks; permission for
+// AMX.
 // Integer sums are the same on every processor and for any number of threads; what is added in f32, block after block
 // of x, always comes in the same order.
 // Not here: f32 products (matmul.c).
@@ -21,6 +22,8 @@
 
 // ---------------------------------------------------------------------------------------------------------
 // x (C) -> a row of bf16. low: bytes to the low parts. Zeros fill up to a multiple of 64 columns.
+
+static size_t min_size(size_t a, size_t b) { return a < b ? a : b; }
 
 static size_t padded(int C) { return ((size_t)C + 63) / 64 * 64; }
 
@@ -109,6 +112,10 @@ static inline void pack_units(void *out, const Weights *w, int j0, int n, int k0
         }
 }
 
+#if defined(__x86_64__) || defined(MATMUL_TWINS)
+#include "matmul_pack.h"
+#endif
+
 // ---------------------------------------------------------------------------------------------------------
 // The inner loops. With MATMUL_TWINS all of them in plain C; inline assembly where compilers may not know the
 // instruction.
@@ -160,7 +167,7 @@ static inline void pack_units(void *out, const Weights *w, int j0, int n, int k0
 #define AS AS_INT16
 #define VW 16
 #define MR 12
-#define FEW 96
+#define FEW 8
 #ifndef MATMUL_TWINS
 #define PAIRS512(p) _mm512_cvtepi8_epi16(_mm256_loadu_si256((const __m256i *)(const void *)(p)))
 #define DOT(a, x, w) ((a) + (VI)_mm512_madd_epi16((__m512i)(x), (__m512i)(w)))
@@ -177,7 +184,7 @@ static inline void pack_units(void *out, const Weights *w, int j0, int n, int k0
 #define AS AS_INT16
 #define VW 16
 #define MR 14
-#define FEW 96
+#define FEW 8
 #ifndef MATMUL_TWINS
 #define ASM "vpdpwssd %2, %1, %0"
 #define REG "v"
@@ -240,7 +247,9 @@ typedef struct {
     NarrowX x;
     float *scale;                // x.scale
     uint8_t *rows;               // x.data
+    uint8_t *tiles;              // x once more, where tile() wants it copied: (blocks,T) rows of ROW_BYTES
     int as, tall, wide;          // rows and columns of a job
+    int threads;
     uint8_t *packed;             // NARROW_PACKED for each thread
 } Product;
 
@@ -251,6 +260,12 @@ static void convert_job(void *arg, int t, int thread) {
     (void)thread;
     if (p->as == AS_BF16 || p->as == AS_TWO_BF16) convert_bf16(row, p->x.low, in, p->C, p->as == AS_TWO_BF16);
     else p->n->convert(row, p->x.low, p->scale + (size_t)t * p->x.ldscale, in, p->C, p->as == AS_BYTES);
+    for (int b = 0; p->tiles && b < p->C; b += BLOCK) {      // every block of columns by itself
+        const size_t n = min_size(BLOCK, padded(p->C) - (size_t)b);
+        uint8_t *to = p->tiles + ((size_t)(b / BLOCK) * (size_t)p->T + (size_t)t) * ROW_BYTES;
+        memcpy(to, row + (size_t)b * (p->as == AS_BYTES ? 1 : 2), p->as == AS_BYTES ? n : 2 * n);
+        if (p->as == AS_BYTES) memcpy(to + BLOCK, row + p->x.low + b, n);
+    }
 }
 
 // Before and behind a block, as in matmul.c.
@@ -276,52 +291,47 @@ static void rows_job(void *arg, int job, int thread) {
     finish(p, 0, p->T, n, N);
 }
 
-static void prefetch(const uint8_t *p, size_t ld, int from, int to, size_t bytes) {
-    for (int r = from; r < to; r++)
-        for (size_t i = 0; i < bytes; i += 64) __builtin_prefetch(p + (size_t)r * ld + i, 0, 2);
-}
-
-// A tile at addresses that the loops know in advance.
-static NarrowX copy_tile(uint8_t *to, const NarrowX *x, int mr, size_t K, int as) {
-    for (size_t r = 0; r < (size_t)mr; r++) {
-        const uint8_t *from = x->data + r * x->ld;
-        memcpy(to + r * ROW_BYTES, from, as == AS_BYTES ? K : 2 * K);
-        if (as == AS_BYTES) memcpy(to + r * ROW_BYTES + BLOCK, from + x->low, K);
+static void pack(void *panel, const Product *p, int j, int n, int k, int K) {
+    const int unit = p->as == AS_BYTES ? 4 : 2;
+#if defined(__x86_64__) || defined(MATMUL_TWINS)
+    if (p->n->NR == 32) {                // all of AVX-512, and nothing else
+        pack_turned(panel, &p->w, j, n, k, K, p->as == AS_INT16);
+        return;
     }
-    return (NarrowX){to, ROW_BYTES, BLOCK, x->scale, x->ldscale};
+#endif
+    pack_units(panel, &p->w, j, n, k, K, p->n->NR, unit, p->as == AS_INT16);
 }
 
 static void block_job(void *arg, int job, int thread) {
     static const float zeros[NARROW_COLUMNS];
     const Product *p = arg;
-    const int NR = p->n->NR, MR = p->n->MR, KC = p->n->KC, unit = p->as == AS_BYTES ? 4 : 2;
+    const int NR = p->n->NR, MR = p->n->MR, KC = p->n->KC;
     const int across = ceil_div(p->OC, p->wide), m0 = job / across * p->tall, n0 = job % across * p->wide;
     const int M = min_int(p->tall, p->T - m0), N = min_int(p->wide, p->OC - n0);
-    const size_t OC = (size_t)p->OC, row_bytes = bytes_of(&p->w, (size_t)p->C);
-    uint8_t *packed = p->packed + (size_t)thread * NARROW_PACKED;
+    const size_t OC = (size_t)p->OC;
+    uint8_t *const panel = p->packed + (size_t)thread * NARROW_PACKED;
     const float *wscale = p->w.scale;
     add_bias(p, m0, M, n0, N);
     for (int k = 0; k == 0 || k < p->C; k += KC) {
         const int K = min_int(KC, p->C - k);
-        const size_t x_at = (size_t)k * (p->as == AS_BYTES ? 1 : 2), panel = padded(K) / (size_t)unit * (size_t)NR * 4;
+        const int calls = ceil_div(M, MR) * ceil_div(K, (p->as == AS_BYTES ? 4 : 2) * AHEAD_STEPS);
         const bool more = k > 0 || p->then == THEN_ADD, last = k + KC >= p->C;
-        for (int i = 0; i < N; i += NR)
-            pack_units(packed + (size_t)(i / NR) * panel, &p->w, n0 + i, min_int(NR, N - i), k, K, NR, unit,
-                       p->as == AS_INT16);
-        for (int m = 0; m < M; m += MR) {
-            const int mr = min_int(MR, M - m);
-            const size_t row = (size_t)(m0 + m);
-            NarrowX x = {p->x.data + row * p->x.ld + x_at, p->x.ld, p->x.low,
-                         p->scale + row * p->x.ldscale + k / BLOCK, p->x.ldscale};
-            if (p->n->copied) x = copy_tile(packed + NARROW_PACKED - 16 * ROW_BYTES, &x, mr, padded(K), p->as);
-            if (!last)                        // a share of the weights of the next step, into the level 2 cache
-                prefetch(weight_at(&p->w, (size_t)n0, (size_t)(k + KC)), row_bytes, m * N / M, (m + mr) * N / M,
-                         bytes_of(&p->w, (size_t)min_int(KC, p->C - k - KC)));
-            for (int i = 0; i < N; i += NR) {
+        // asked of memory meanwhile: the next step, or the first one of the job that is probably this thread's next
+        const int next_k = last ? 0 : k + KC, next_n = last ? n0 + p->threads * p->wide : n0;
+        for (int i = 0; i < N; i += NR) {
+            const int nr = min_int(NR, N - i);
+            Ahead ahead = ahead_of(&p->w, next_n + i, min_int(nr, p->OC - next_n - i), next_k,
+                                   min_int(KC, p->C - next_k), calls);
+            pack(panel, p, n0 + i, nr, k, K);
+            for (int m = 0; m < M; m += MR) {
+                const size_t row = (size_t)(m0 + m);
+                const NarrowX x = {p->tiles ? p->tiles + ((size_t)(k / BLOCK) * (size_t)p->T + row) * ROW_BYTES :
+                                   p->x.data + row * p->x.ld + (size_t)k * (p->as == AS_BYTES ? 1 : 2),
+                                   p->tiles ? ROW_BYTES : p->x.ld, p->tiles ? BLOCK : p->x.low,
+                                   p->scale + row * p->x.ldscale + k / BLOCK, p->x.ldscale};
                 float *out = p->out + row * OC + n0 + i;
-                p->n->tile(out, OC, more ? out : p->bias ? p->bias + n0 + i : zeros, more ? OC : 0, &x,
-                           packed + (size_t)(i / NR) * panel, wscale ? wscale + n0 + i : NULL, mr,
-                           min_int(NR, N - i), K);
+                p->n->tile(out, OC, more ? out : p->bias ? p->bias + n0 + i : zeros, more ? OC : 0, &x, panel,
+                           wscale ? wscale + n0 + i : NULL, &ahead, min_int(MR, M - m), nr, K);
             }
         }
     }
@@ -358,12 +368,15 @@ bool narrow_matmul(const Narrow *n, float *out, const float *x, const Weights *w
     // An odd number of cache lines from row to row spreads rows over all sets of a cache.
     const size_t lines = (as_low == AS_NIBBLES ? blocks * (BLOCK * 5 / 2 / 64) :
                           padded(C) * (as_low == AS_TWO_BF16 ? 4 : 2) / 64) | 1;
-    const size_t most = NARROW_X / (lines * 64 + (blocks + 1) * sizeof(float));
+    const size_t tiles = few || !n->copied ? 0 : blocks * ROW_BYTES;
+    const size_t most = NARROW_X / (lines * 64 + tiles + (blocks + 1) * sizeof(float));
     if (most < 1 || C < 1) return false;
     Product p = {.n = n, .w = *w, .bias = b, .then = then, .OC = OC, .C = C, .act = act, .as = (int)as_low,
                  .packed = scratch, .rows = (uint8_t *)scratch + (size_t)par->threads * NARROW_PACKED};
     const int pass = most < (size_t)T ? (int)most : T;
-    p.scale = (float *)(void *)(p.rows + (size_t)pass * lines * 64);
+    p.threads = par->threads;
+    p.tiles = tiles ? p.rows + (size_t)pass * lines * 64 : NULL;
+    p.scale = (float *)(void *)(p.rows + (size_t)pass * (lines * 64 + tiles));
     p.x = (NarrowX){p.rows, lines * 64, padded(C) * (p.as == AS_TWO_BF16 ? 2 : 1), p.scale, blocks};
     for (int t = 0; t < T; t += pass) {
         p.T = min_int(pass, T - t);

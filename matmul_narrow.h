@@ -24,7 +24,7 @@ enum {
     X_MAX = 127 * 256 + 127,     // so that the high byte of X_MAX + 128 is still a signed byte
     NARROW_COLUMNS = 96,         // of out in a job, a multiple of every NR
     ROW_BYTES = 2 * BLOCK + 64,      // between rows of a tile of x that is copied; an odd number of cache lines
-    NARROW_PACKED = NARROW_COLUMNS * 1024 * 2 + 16 * ROW_BYTES,    // bytes of packed weights and of a tile, per thread
+    NARROW_PACKED = 32 * 1024 * 2,   // bytes of a panel of packed weights, per thread
     NARROW_X = 8 << 20           // bytes of converted x; more rows than fit are done in several passes
 };
 
@@ -50,12 +50,13 @@ typedef void Rows(float *out, size_t ldo, const float *base, size_t ldbase, cons
 typedef struct {
     int as, few_as;              // x for tile() and for rows()
     int MR, NR, KC;              // rows and columns of a tile, columns in a step
-    bool copied;                 // tile() wants rows of x ROW_BYTES apart, low parts BLOCK bytes behind the high ones
+    bool copied;                 // tile() wants rows of x ROW_BYTES apart, low parts BLOCK bytes behind the high ones,
+                                 // zero behind C up to the next multiple of 64 columns
     int few;                     // most rows of x that rows() is for
     // x (mr,K) and w, packed: units of four bytes, (K/2 or K/4,NR), zero behind n and from K to the next multiple of
     // 64 -> out (mr,n) = base (mr,n) + x w^T; wscale (n) of int8
     void (*tile)(float *out, size_t ldo, const float *base, size_t ldbase, const NarrowX *x, const void *w,
-                 const float *wscale, int mr, int n, int K);
+                 const float *wscale, Ahead *ahead, int mr, int n, int K);
     // x (C) -> a row as integers and the scale of each block; low: bytes to the low parts of AS_BYTES
     void (*convert)(uint8_t *row, size_t low, float *scale, const float *x, int C, bool bytes);
     Rows *rows;                  // NULL where few is 0

@@ -220,7 +220,10 @@ int main(int argc, char **argv) {
         else if (!strcmp(argv[i], "-t") && i + 1 < argc) threads = atoi(argv[++i]);
         else if (!strcmp(argv[i], "-r") && i + 1 < argc) rounds = atoi(argv[++i]);
         else if (!strcmp(argv[i], "--isa") && i + 1 < argc) isa = argv[++i];
-        else { fprintf(stderr, "usage: ceiling [-t THREADS] [-r ROUNDS] [--isa NAME] [--matmul] [--decode]\n"); return 2; }
+        else {
+            fprintf(stderr, "usage: ceiling [-t THREADS] [-r ROUNDS] [--isa NAME] [--matmul] [--decode]\n");
+            return 2;
+        }
     }
     if (threads < 1 || rounds < 1) { fprintf(stderr, "ceiling: -t and -r take positive numbers\n"); return 2; }
     if (!HAVE_AVX2) { fprintf(stderr, "ceiling: needs AVX2\n"); return 1; }

@@ -2,15 +2,18 @@
 
     python3 dev/quantization.py files f32.bin int8.bin int4.bin --images FOLDER [--prompts FILE]
     python3 dev/quantization.py demo --checkpoint demo/checkpoint --drawings D --index I --markdown doc/quantization.md
+    python3 dev/quantization.py loops --file demo/demo.bin --isas avx512vnni,avx512bf16 --drawings D --index I \
+                                      --markdown doc/quantization.md
 
 `files` is for a checkpoint of your own: the first file is what the others are compared with (bf16 will do where f32
 does not fit), on the pictures of a folder. `demo` exports a checkpoint of the demo model in every way there is, with
 the steps that lead to int4 one by one, and asks about 2,000 drawn scenes: the caption of each, and one question of
-changing kind.
+changing kind. `loops` asks about the same scenes with one file and several versions of the inner loops
+(--cpu-isa): what rounding of the activations changes.
 
-In order: the command line, weights, stages, texts, the table, the two commands. Needs numpy and Pillow; --calibrate and
-`demo` need torch as well. Errors are relative, |a - b| / |a| in 2-norms. Texts agree when they are the same, letter by
-letter. Not here: speed (dev/bench.py), how good the demo model is (dev/demo/evaluate.py).
+In order: the command line, weights, stages, texts, the table, the three commands. Needs numpy and Pillow; --calibrate
+and `demo` need torch as well. Errors are relative, |a - b| / |a| in 2-norms. Texts agree when they are the same,
+letter by letter. Not here: speed (dev/bench.py), how good the demo model is (dev/demo/evaluate.py).
 """
 
 import argparse
@@ -44,18 +47,21 @@ def usage():
     """The command line."""
     p = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     sub = p.add_subparsers(dest="command", required=True)
-    files, demo = sub.add_parser("files"), sub.add_parser("demo")
+    files, demo, loops = (sub.add_parser(name) for name in ("files", "demo", "loops"))
     files.add_argument("files", nargs="+", type=Path, metavar="WEIGHTS", help="the first is the reference")
     files.add_argument("--images", type=Path, required=True, help="folder of pictures")
     files.add_argument("--prompts", type=Path, help="one prompt a line [captions, and two questions]")
     demo.add_argument("--checkpoint", type=Path, required=True, help="Hugging Face folder of the demo model")
-    demo.add_argument("--drawings", nargs="+", required=True, help="as for dev/demo/evaluate.py")
-    demo.add_argument("--index", nargs="+", required=True)
-    demo.add_argument("--scenes", type=int, default=2000)
+    loops.add_argument("--file", type=Path, default=ROOT / "demo" / "demo.bin", help="weight file of the demo model")
+    loops.add_argument("--isas", required=True, help="names for --cpu-isa, with commas; the first is the reference")
+    for q in demo, loops:
+        q.add_argument("--drawings", nargs="+", required=True, help="as for dev/demo/evaluate.py")
+        q.add_argument("--index", nargs="+", required=True)
+        q.add_argument("--scenes", type=int, default=2000)
+        q.add_argument("--seed", type=int, default=11)
     demo.add_argument("--calibration-scenes", type=int, default=256)
-    demo.add_argument("--seed", type=int, default=11)
     demo.add_argument("--commit", help="commit of the checkpoint, for the text above the table [that of HEAD]")
-    for q in files, demo:
+    for q in files, demo, loops:
         q.add_argument("--program", default=str(ROOT / "blip2"))
         q.add_argument("-t", "--threads", type=int, default=1)
         q.add_argument("-b", "--beams", type=int, default=1)
@@ -80,6 +86,7 @@ class Row:
     """A weight file and what was found out about it."""
     name: str
     file: Path
+    isa: str = "auto"
     weights: float = 0.0
     stages: dict = field(default_factory=dict)
 
@@ -123,11 +130,11 @@ def read_dump(path):
             for name, t in json.loads(data[8:at]).items() if name != "__metadata__"}
 
 
-def dump(args, file, asked, folder):
-    """All stages of a file for one picture and prompt."""
+def dump(args, row, asked, folder):
+    """All stages for one picture and prompt."""
     out = Path(folder) / "stages"
-    run([args.program, "--quiet", "-m", file, "-t", args.threads, "-b", 1, "-n", 1, "-p", asked.prompt, "--dump", out,
-         asked.image])
+    run([args.program, "--quiet", "-m", row.file, "--cpu-isa", row.isa, "-t", args.threads, "-b", 1, "-n", 1, "-p",
+         asked.prompt, "--dump", out, asked.image])
     return read_dump(out)
 
 
@@ -135,9 +142,9 @@ def stage_errors(args, rows, asked):
     """Fills in Row.stages: the mean over pictures of each stage's relative error."""
     with tempfile.TemporaryDirectory() as folder:
         for a in asked[:args.dumps]:
-            want = dump(args, rows[0].file, a, folder)
+            want = dump(args, rows[0], a, folder)
             for r in rows[1:]:
-                got = dump(args, r.file, a, folder)
+                got = dump(args, r, a, folder)
                 for column, names in STAGES.items():
                     name = next(n for n in names if n in want)
                     r.stages.setdefault(column, []).append(relative(want[name], got[name]))
@@ -154,8 +161,8 @@ def ask(args, row, asked):
     def one(image):
         texts = by_image[image]
         prompts = [x for a in texts for x in ("-p", a.prompt)]
-        lines = run([args.program, "--quiet", "-m", row.file, "--json", "-b", args.beams, "-n", 40, "-t", args.threads,
-                     *prompts, image]).splitlines()
+        lines = run([args.program, "--quiet", "-m", row.file, "--cpu-isa", row.isa, "--json", "-b", args.beams,
+                     "-n", 40, "-t", args.threads, *prompts, image]).splitlines()
         outputs = [json.loads(line) for line in lines]
         if [o["prompt"] for o in outputs] != [a.prompt for a in texts]:
             raise SystemExit(f"{image}: asked {len(texts)} prompts, answered {[o['prompt'] for o in outputs]}")
@@ -309,6 +316,15 @@ def command_demo(args):
                                         "", *table(rows, asked)])
 
 
+def command_loops(args):
+    """The demo model under several versions of the inner loops."""
+    with tempfile.TemporaryDirectory() as temporary:
+        asked = scenes(args, (args.work or Path(temporary)) / "scenes", args.scenes, "new", 2, 2 * 10 ** 9)
+        rows = [Row(f"{args.file.name}, {isa}", args.file, isa) for isa in args.isas.split(",")]
+        measure(args, rows, asked)
+        publish(args.markdown, "loops", ["", asked_text(args, asked).format(rows[0].name), "", *table(rows, asked)])
+
+
 if __name__ == "__main__":
     arguments = usage()
-    {"files": command_files, "demo": command_demo}[arguments.command](arguments)
+    {"files": command_files, "demo": command_demo, "loops": command_loops}[arguments.command](arguments)
