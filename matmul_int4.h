@@ -1,5 +1,5 @@
-// matmul_int4.h: a few rows of x against a stream of int4 weights, in integers; a part of matmul_dot.h, compiled for each
-// of its instructions.
+// matmul_int4.h: a few rows of x against a stream of int4 weights, in integers; a part of matmul_dot.h, compiled for
+// each of its instructions.
 //
 // Nibbles are 0..15 as they lie in the file; with AS_INT16 the two low and the two high ones of every 16 bits meet x in
 // 16 bits, with AS_BYTES the low and the high ones of every byte meet both bytes of x:
