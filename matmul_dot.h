@@ -207,7 +207,7 @@ INLINE void NAME(rows_rw)(V *sum, const NarrowX *x, const Weights *w, size_t j, 
     for (int b = 0; b < C; b += BLOCK) {
         const int end = min_int(b + BLOCK, C);
         int c = b;
-        VI acc[4][6 * PLANES];
+        VI acc[4][MOST * PLANES];
 #pragma GCC unroll 16
         for (int t = 0; t < T * PLANES; t++)
 #pragma GCC unroll 16
@@ -254,7 +254,7 @@ INLINE void NAME(rows_t)(float *out, size_t ldo, const float *base, size_t ldbas
     // rw * (T + 1) * PLANES + 1 registers, of 16 or 32; for one or two rows of x a single stream is fastest
     const int rw = VW == 16 ? (T < 3 ? 1 : 4) : T == 3 || T == 4 ? 3 : 2;
     for (int j = 0; j < n; j += STRIP) {
-        V sum[STRIP * 6];
+        V sum[STRIP * MOST];
         const int R = min_int(STRIP, n - j);
         const float *const scale = (const float *)w->scale + j0 + j;
         int r = 0;
@@ -266,27 +266,27 @@ INLINE void NAME(rows_t)(float *out, size_t ldo, const float *base, size_t ldbas
     }
 }
 
-// Too many sums for the registers: slices of x, 16 rows of w staying in the cache for all.
+// Too many sums for the registers: slices of x, STRIP rows of w staying in the cache for all.
 INLINE void NAME(slices)(Rows *rows, float *out, size_t ldo, const float *base, size_t ldbase, const NarrowX *x,
                          const Weights *w, int j0, int T, int n, int C) {
-    const int slice = ceil_div(T, ceil_div(T, 6));
-    for (int j = 0; j < n; j += 16)
+    const int slice = ceil_div(T, ceil_div(T, MOST));
+    for (int j = 0; j < n; j += STRIP)
         for (int t = 0; t < T; t += slice) {
             const NarrowX part = {x->data + (size_t)t * x->ld, x->ld, x->low, x->scale + (size_t)t * x->ldscale,
                                   x->ldscale};
             rows(out + (size_t)t * ldo + j, ldo, base ? base + (size_t)t * ldbase + j : NULL, ldbase, &part, w, j0 + j,
-                 min_int(slice, T - t), min_int(16, n - j), C);
+                 min_int(slice, T - t), min_int(STRIP, n - j), C);
         }
 }
 
 static TARGET void NAME(rows)(float *out, size_t ldo, const float *base, size_t ldbase, const NarrowX *x,
                               const Weights *w, int j0, int T, int n, int C) {
-    if (T > 6) {
+    if (T > MOST) {
         NAME(slices)(NAME(rows), out, ldo, base, ldbase, x, w, j0, T, n, C);
         return;
     }
 #define CASE(t) case t: NAME(rows_t)(out, ldo, base, ldbase, x, w, j0, t, n, C); break;
-    switch (T) { CASE(1) CASE(2) CASE(3) CASE(4) CASE(5) CASE(6) }
+    switch (T) { FEW_ROWS }
 #undef CASE
 }
 

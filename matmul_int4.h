@@ -110,7 +110,7 @@ INLINE void NAME(units4)(V *sum, const NarrowX *x, const Weights *w, size_t j, i
     const uint16_t *const scales = (const uint16_t *)w->scale + j * groups;
     for (int u = from; u < to; u++) {
         uint8_t rest[2][16 * VW], rest_scale[2][2 * VW];
-        V part[2][6], sv[2];
+        V part[2][MOST], sv[2];
         const uint8_t *p[2];
         const size_t at = (size_t)u * VW;         // in groups
         for (int r = 0; r < rw; r++) {
@@ -130,9 +130,7 @@ INLINE void NAME(units4)(V *sum, const NarrowX *x, const Weights *w, size_t j, i
             __builtin_prefetch(ahead_scale + i / 8, 0, 3);
         }
 #pragma GCC unroll 16
-        for (int t = 0; t < T; t++)
-#pragma GCC unroll 16
-            for (int r = 0; r < rw; r++) part[r][t] = (V){0};
+        for (int t = 0; t < MOST; t++) part[0][t] = part[1][t] = (V){0};
 #pragma GCC unroll 4
         for (int q = 0; q < 4; q++) {
             VI n[2][4];
@@ -182,7 +180,7 @@ INLINE void NAME(rows4_t)(float *out, size_t ldo, const float *base, size_t ldba
     const int panels = ceil_div(units, wide), rw = VW == 16 && T > 2 ? 2 : 1;
     const int later = ceil_div(AHEAD, wide * 16 * VW);
     for (int j = 0; j < n; j += STRIP) {
-        V sum[STRIP * 6];                                    // rows of w by T
+        V sum[STRIP * MOST];                                    // rows of w by T
         for (int i = 0; i < STRIP * T; i++) sum[i] = (V){0};
         const int R = min_int(STRIP, n - j);
         for (int i = 0, step; i < panels * R; i += step) {
@@ -202,12 +200,12 @@ INLINE void NAME(rows4_t)(float *out, size_t ldo, const float *base, size_t ldba
 
 static TARGET void NAME(rows4)(float *out, size_t ldo, const float *base, size_t ldbase, const NarrowX *x,
                                const Weights *w, int j0, int T, int n, int C) {
-    if (T > 6) {
+    if (T > MOST) {
         NAME(slices)(NAME(rows4), out, ldo, base, ldbase, x, w, j0, T, n, C);
         return;
     }
 #define CASE(t) case t: NAME(rows4_t)(out, ldo, base, ldbase, x, w, j0, t, n, C); break;
-    switch (T) { CASE(1) CASE(2) CASE(3) CASE(4) CASE(5) CASE(6) }
+    switch (T) { FEW_ROWS }
 #undef CASE
 }
 

@@ -123,8 +123,12 @@ static inline void pack_units(void *out, const Weights *w, int j0, int n, int k0
 #ifdef MATMUL_TWINS
 #define NATIVE(t)
 #pragma GCC diagnostic ignored "-Wpsabi"
+#define MOST 3                   // rows of x that rows() takes at once; compilers take minutes for six in plain C
+#define FEW_ROWS CASE(1) CASE(2) CASE(3)
 #else
 #define NATIVE(t) __attribute__((target(t)))
+#define MOST 6                   // more sums do not fit into registers
+#define FEW_ROWS CASE(1) CASE(2) CASE(3) CASE(4) CASE(5) CASE(6)
 #endif
 
 #if defined(__x86_64__) || defined(MATMUL_TWINS)
