@@ -230,7 +230,8 @@ INLINE void NAME(rows_rw)(V *sum, const NarrowX *x, const Weights *w, size_t j, 
         for (int t = 0; t < T; t++)
             for (int r = 0; r < rw; r++) {
                 int tail = 0;
-                for (int c = c0; c < C; c++) tail += narrow_x(x, AS, t, c) * (int8_t)first[(size_t)r * w->ld + (size_t)c];
+                for (int c = c0; c < C; c++)
+                    tail += narrow_x(x, AS, t, c) * (int8_t)first[(size_t)r * w->ld + (size_t)c];
                 sum[r * T + t][0] += (float)tail * x->scale[(size_t)t * x->ldscale + (size_t)((C - 1) / BLOCK)];
             }
 }

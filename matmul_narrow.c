@@ -1,7 +1,8 @@
 // matmul_narrow.c: products with x in a narrow type (see matmul_narrow.h).
 //
 // In order: conversion of a row of x to bf16, packing of weights, the inner loops for each instruction (matmul_dot.h
-// and matmul_int4.h, matmul_amx.h), the two ways of a product as in matmul.c: few rows of x, and blocks; permission for AMX.
+// and matmul_int4.h, matmul_amx.h), the two ways of a product as in matmul.c: few rows of x, and blocks; permission for
+// AMX.
 // Integer sums are the same on every processor and for any number of threads; what is added in f32, block after block
 // of x, always comes in the same order.
 // Not here: f32 products (matmul.c).
