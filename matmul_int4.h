@@ -109,7 +109,8 @@ INLINE void NAME(units4)(V *sum, const NarrowX *x, const Weights *w, size_t j, i
     const uint8_t *const data = weight_at(w, j, 0);
     const uint16_t *const scales = (const uint16_t *)w->scale + j * groups;
     for (int u = from; u < to; u++) {
-        uint8_t rest[2][16 * VW], rest_scale[2][2 * VW];
+        uint8_t rest[2][16 * VW];
+        uint16_t rest_scale[2][VW];
         V part[2][MOST], sv[2];
         const uint8_t *p[2];
         const size_t at = (size_t)u * VW;         // in groups
@@ -119,7 +120,7 @@ INLINE void NAME(units4)(V *sum, const NarrowX *x, const Weights *w, size_t j, i
             if (at + VW > groups) {               // the end of the row: nothing behind it may be read
                 memset(rest[r], 0, sizeof rest[r]), memset(rest_scale[r], 0, sizeof rest_scale[r]);
                 memcpy(rest[r], p[r], (groups - at) * 16), memcpy(rest_scale[r], s, (groups - at) * 2);
-                p[r] = rest[r], s = (const uint16_t *)(void *)rest_scale[r];
+                p[r] = rest[r], s = rest_scale[r];
             }
             sv[r] = HALVES(s);
         }

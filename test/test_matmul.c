@@ -7,8 +7,8 @@
 // Bound, for every element: |got - want| <= (C + 3) * 2^-24 * (|bias| + sum_c |x_c w_c|). It holds for any order of
 // summation in f32. Measured for C >= 64 on the shapes below: worst element 0.009 of it with few rows (each vector lane
 // has its own sum), 0.035 with many (one chain of up to 256); up to 0.33 for tiny C. The program prints what it finds.
-// Where x is converted (matmul_narrow.h) the bound is larger by what that may cost: for int8 and int4 weights half a step
-// of the block's scale for each x, for bf16 weights 2^-8 or 2^-16 of each product.
+// Where x is converted (matmul_narrow.h) the bound is larger by what that may cost: for int8 and int4 weights half a
+// step of the block's scale for each x, for bf16 weights 2^-8 or 2^-16 of each product.
 #include "../matmul.h"
 #include "check.h"
 
