@@ -39,12 +39,11 @@ Skip *skip_open(const Tensor *w, size_t stride, int n, bool mapped, size_t least
     Skip *s = bytes < least || bytes > SIZE_MAX / 2 / (size_t)n ? NULL : calloc(1, sizeof *s);
     if (!s) return NULL;
     *s = (Skip){.n = n, .bytes = bytes, .mapped = mapped, .patience = patience, .count.matrices = n};
-    s->matrix = calloc((size_t)n, sizeof *s->matrix);
-    s->live = malloc((size_t)w->cols * sizeof *s->live);
     s->memory = mmap(NULL, bytes * (size_t)n, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1,
                      0);
-    if (!s->matrix || !s->live || s->memory == MAP_FAILED) {
-        if (s->memory == MAP_FAILED) s->memory = NULL;
+    if (s->memory == MAP_FAILED) s->memory = NULL;
+    else s->matrix = calloc((size_t)n, sizeof *s->matrix), s->live = malloc((size_t)w->cols * sizeof *s->live);
+    if (!s->matrix || !s->live) {
         skip_close(s);
         return NULL;
     }
