@@ -169,8 +169,7 @@ typedef struct {
     int rows, cols;         // of out in a job
     int threads;
     int then;               // THEN_...
-    const int *live;        // columns of a that are not zero, or NULL
-    int n_live;
+    const int *live;        // the K columns of a that are multiplied, where that is not all of them
 } Product;
 
 static const float zeros[NC];
@@ -343,7 +342,7 @@ static void living_job(void *arg, int job, int thread) {
     const Product *p = arg;
     const int n = job * p->cols, N = min_int(p->cols, p->N - n);
     add_bias(p, 0, p->M, n, N);
-    p->loops->living(p->out + n, p->ldo, p->a, p->lda, &p->b, n, p->live, p->n_live, p->M, N,
+    p->loops->living(p->out + n, p->ldo, p->a, p->lda, &p->b, n, p->live, p->K, p->M, N,
                      p->x + thread * lane_floats(p->threads));
 }
 
@@ -357,7 +356,7 @@ bool matmul_living(float *out, const float *x, const Tensor *w, const void *turn
     char *const shared = (char *)par->scratch + panel_bytes(par->threads);
     Product p = {.out = out, .a = x, .b = {turned, NULL, (size_t)OC, w->dtype}, .bias = b, .ldo = (size_t)OC,
                  .lda = (size_t)C, .scale = 1, .M = T, .N = OC, .K = n, .loops = loops, .x = (float *)(void *)shared,
-                 .threads = par->threads, .then = THEN_ADD, .live = live, .n_live = n};
+                 .threads = par->threads, .then = THEN_ADD, .live = live};
     // Wide enough for whole pages of a row, narrow enough for the level 1 cache and for four jobs a thread.
     p.cols = min_int(min_int(room, 256), ceil_div(OC, 4 * par->threads * 32) * 32);
     run_jobs(living_job, &p, ceil_div(OC, p.cols), par);

@@ -31,12 +31,8 @@
 
 typedef float float4 __attribute__((vector_size(16), aligned(4), may_alias));
 
-#ifdef __clang__
-#define SHUFFLE(a, b, i, j, k, l) __builtin_shufflevector(a, b, i, j, k, l)
-#else
 typedef int int4 __attribute__((vector_size(16)));
-#define SHUFFLE(a, b, i, j, k, l) __builtin_shuffle(a, b, (int4){i, j, k, l})
-#endif
+#define SHUFFLE(a, b, i, j, k, l) SHUFFLE_BY(int4, a, b, i, j, k, l)
 
 static inline float4 widen4(const uint16_t *p) {
 #if defined(__x86_64__)

@@ -23,8 +23,6 @@
 // ---------------------------------------------------------------------------------------------------------
 // x (C) -> a row of bf16. low: bytes to the low parts. Zeros fill up to a multiple of 64 columns.
 
-static size_t min_size(size_t a, size_t b) { return a < b ? a : b; }
-
 static size_t padded(int C) { return ((size_t)C + 63) / 64 * 64; }
 
 static uint32_t float_bits(float f) {
@@ -63,11 +61,7 @@ typedef float FloatFour __attribute__((vector_size(16), aligned(4), may_alias));
 typedef int8_t Bytes __attribute__((vector_size(8), aligned(1), may_alias));
 typedef int16_t Shorts __attribute__((vector_size(16)));
 
-#ifdef __clang__
-#define SHUFFLE(a, b, i, j, k, l) __builtin_shufflevector(a, b, i, j, k, l)
-#else
-#define SHUFFLE(a, b, i, j, k, l) __builtin_shuffle(a, b, (Four){i, j, k, l})
-#endif
+#define SHUFFLE(a, b, i, j, k, l) SHUFFLE_BY(Four, a, b, i, j, k, l)
 
 // Four units of a row.
 static inline Four load_units(const uint8_t *p, bool widen) {
@@ -265,7 +259,7 @@ static void convert_job(void *arg, int t, int thread) {
     if (p->as == AS_BF16 || p->as == AS_TWO_BF16) convert_bf16(row, p->x.low, in, p->C, p->as == AS_TWO_BF16);
     else p->n->convert(row, p->x.low, p->scale + (size_t)t * p->x.ldscale, in, p->C, p->as == AS_BYTES);
     for (int b = 0; p->tiles && b < p->C; b += BLOCK) {      // every block of columns by itself
-        const size_t n = min_size(BLOCK, padded(p->C) - (size_t)b);
+        const size_t n = (size_t)min_int(BLOCK, (int)padded(p->C) - b);
         uint8_t *to = p->tiles + ((size_t)(b / BLOCK) * (size_t)p->T + (size_t)t) * ROW_BYTES;
         memcpy(to, row + (size_t)b * (p->as == AS_BYTES ? 1 : 2), p->as == AS_BYTES ? n : 2 * n);
         if (p->as == AS_BYTES) memcpy(to + BLOCK, row + p->x.low + b, n);

@@ -27,11 +27,7 @@ typedef uint16_t UnitsShortBits __attribute__((vector_size(64)));
 typedef float UnitsFloat __attribute__((vector_size(64)));
 typedef float UnitsFloatAt __attribute__((vector_size(64), aligned(4), may_alias));
 
-#ifdef __clang__
-#define PICK(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
-#else
-#define PICK(a, b, ...) __builtin_shuffle(a, b, (Units){__VA_ARGS__})
-#endif
+#define PICK(a, b, ...) SHUFFLE_BY(Units, a, b, __VA_ARGS__)
 #define LOW32(a, b) PICK(a, b, 0, 16, 1, 17, 4, 20, 5, 21, 8, 24, 9, 25, 12, 28, 13, 29)
 #define HIGH32(a, b) PICK(a, b, 2, 18, 3, 19, 6, 22, 7, 23, 10, 26, 11, 27, 14, 30, 15, 31)
 #define LOW64(a, b) PICK(a, b, 0, 1, 16, 17, 4, 5, 20, 21, 8, 9, 24, 25, 12, 13, 28, 29)

@@ -66,12 +66,7 @@ SkipCount skip_count(const Skip *s) { return s ? s->count : (SkipCount){0}; }
 typedef struct { const Tensor *w; uint8_t *out; } Turning;
 
 typedef uint16_t eight __attribute__((vector_size(16), aligned(2), may_alias));
-#ifdef __clang__
-#define ZIP(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
-#else
-typedef uint16_t index8 __attribute__((vector_size(16)));
-#define ZIP(a, b, ...) __builtin_shuffle(a, b, (index8){__VA_ARGS__})
-#endif
+#define ZIP(a, b, ...) SHUFFLE_BY(eight, a, b, __VA_ARGS__)
 
 // Neighbours in a and b, of one, two or four elements, come to lie side by side.
 static inline void zip(eight *a, eight *b, int n) {

@@ -9,9 +9,6 @@
 #include <stdlib.h>
 #include <sys/mman.h>
 
-static const char *const isas[] = {"plain", "sse2", "generic", "neon", "neondot", "avx2", "avxvnni", "avx512",
-                                   "avx512vnni", "avx512bf16", "amx", "amx-bf16"};
-
 static uint32_t noise(uint32_t *seed) { return *seed = *seed * 1664525 + 1013904223; }
 
 // (OC,C) of a dtype, with numbers of every size, in pages of its own.
@@ -180,7 +177,7 @@ static void test_pages(Tally *t) {
 
 int main(void) {
     Tally t = {0};
-    for (size_t i = 0; i < sizeof isas / sizeof *isas; i++) test_products(&t, isas[i]);
+    for (int i = 0; matmul_isa_names(i); i++) test_products(&t, matmul_isa_names(i));
     test_when(&t);
     test_never(&t);
     test_pages(&t);
