@@ -13,8 +13,8 @@
 static inline int min_int(int a, int b) { return a < b ? a : b; }
 static inline int ceil_div(int a, int b) { return (a + b - 1) / b; }
 
-// Elements of two vectors by their numbers, whichever way the compiler has for that. index: a vector of integers as wide
-// as the elements.
+// Elements of two vectors by their numbers, whichever way the compiler has for that. index: a vector of integers as
+// wide as the elements.
 #ifdef __clang__
 #define SHUFFLE_BY(index, a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
 #else

@@ -18,21 +18,13 @@ static void test_idle(const Model *m, const char *model, bool f32) {
     char what[96];
     snprintf(what, sizeof what, "%s: idle", model);
     if (!wanted(what)) return;
-    Err e;
-    const int ids[] = {3, 5, 4, 2, 6};
-    const Prompt prompt = {ids, 5, 0};
     const std::vector<uint8_t> pixels = pixels_of(&m->config, 1);
-    Limits lim = {};
-    lim.B = 1, lim.R = 2, lim.prompt = 8, lim.max_new = 8, lim.threads = 1;
-    Choice how = {};
-    how.beams = how.captions = 2, how.max_new = how.min_new = 2;
-    how.repeat_penalty = how.temp = how.top_p = how.length_penalty = 1;
-    Run *r = (Run *)backend_cuda.open(m, &lim, &e);
-    EXPECT(&tally, r, "%s: %s", what, e.text);
+    const Choice how = beams_of(2, 2, 2);
+    Run *r = (Run *)open_one(m, &how, 8, what);
     if (!r) return;
     Step step;
     backend_cuda.encode(r, pixels.data(), 1);
-    backend_cuda.prompt(r, &prompt, 1, &how);
+    backend_cuda.prompt(r, &one_prompt, 1, &how);
     while (backend_cuda.step(r, &step)) {}
     CUDA_CHECK(cudaStreamSynchronize(r->s));
     const size_t n = (size_t)2 * m->config.V * 4, kv = (size_t)8 * 2 * 2 * m->config.IL * (f32 ? 4 : 2);
@@ -58,25 +50,10 @@ static void test_idle(const Model *m, const char *model, bool f32) {
 }
 
 static void test_batches(void) {
-    for (int family : {OPT, T5})
-        for (int dtype : {DT_F32, DT_BF16, DT_INT8, DT_INT4}) {
-            char what[64], path[64];
-            snprintf(what, sizeof what, "wide model of family %d, dtype %d", family, dtype);
-            snprintf(path, sizeof path, "build/test_cuda.%d.bin", (int)getpid());
-            const Config c = wide_config(family);
-            Fixture f = fixture_make(&c, dtype, "none", 4, 777);
-            Err e;
-            Model m;
-            fixture_write(path, f.data, f.n);
-            if (model_open(&m, path, &e)) EXPECT(&tally, 0, "%s: %s", what, e.text);
-            else {
-                test_idle(&m, what, dtype == DT_F32);
-                if (dtype != DT_F32) test_greedy(&m, what, false, 2, 66);   // over 64 rows in every pass
-                model_close(&m);
-            }
-            fixture_free(&f);
-            remove(path);
-        }
+    every_fixture("wide model", wide_config, 777, [](const Model *m, const char *what, int dtype) {
+        test_idle(m, what, dtype == DT_F32);
+        if (dtype != DT_F32) test_greedy(m, what, false, 2, 66);        // over 64 rows in every pass
+    });
 }
 
 #endif

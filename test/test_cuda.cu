@@ -334,22 +334,35 @@ static void test_greedy(const Model *m, const char *model, bool f32, int max_new
     printf("%s: %d tokens equal, %d choices closer than %.3g\n", what, equal, close, bound);
 }
 
+static const int one_ids[] = {3, 5, 4, 2, 6};
+static const Prompt one_prompt = {one_ids, 5, 0};
+
+// Beam search for answers of exactly n tokens, no penalties.
+static Choice beams_of(int beams, int captions, int n) {
+    Choice how = {};
+    how.beams = beams, how.captions = captions, how.max_new = how.min_new = n;
+    how.repeat_penalty = how.temp = how.top_p = how.length_penalty = 1;
+    return how;
+}
+
+// The backend for one image and one_prompt, or NULL and a failure.
+static void *open_one(const Model *m, const Choice *how, int max_new, const char *what) {
+    Err e;
+    Limits lim = {};
+    lim.B = 1, lim.R = how->beams, lim.prompt = 8, lim.max_new = max_new, lim.threads = 1;
+    void *run = backend_cuda.open(m, &lim, &e);
+    EXPECT(&tally, run, "%s: %s", what, e.text);
+    return run;
+}
+
 // The same image and prompt twice, once as single kernels and once from the graphs: the same bits.
 static void test_repeat(const Model *m, const char *model) {
     char what[96];
     snprintf(what, sizeof what, "%s: two runs", model);
     if (!wanted(what)) return;
-    Err e;
-    const int ids[] = {3, 5, 4, 2, 6};
-    const Prompt prompt = {ids, 5, 0};
     const std::vector<uint8_t> pixels = pixels_of(&m->config, 1);
-    Limits lim = {};
-    lim.B = 1, lim.R = 3, lim.prompt = 8, lim.max_new = 5, lim.threads = 1;
-    Choice how = {};
-    how.beams = 3, how.captions = 1, how.max_new = how.min_new = 5, how.repeat_penalty = how.temp = how.top_p = 1;
-    how.length_penalty = 1;
-    void *run = backend_cuda.open(m, &lim, &e);
-    EXPECT(&tally, run, "%s: %s", what, e.text);
+    const Choice how = beams_of(3, 1, 5);
+    void *run = open_one(m, &how, 5, what);
     if (!run) return;
     std::vector<int> tokens[3];
     std::vector<float> logprobs[3];
@@ -357,7 +370,7 @@ static void test_repeat(const Model *m, const char *model) {
     for (int k = 0; k < 3; k++) {
         Step step;
         backend_cuda.encode(run, pixels.data(), 1);
-        backend_cuda.prompt(run, &prompt, 1, &how);
+        backend_cuda.prompt(run, &one_prompt, 1, &how);
         while (backend_cuda.step(run, &step)) {}
         const Hypothesis h = backend_cuda.result(run, 0, 0);
         tokens[k].assign(h.tokens, h.tokens + h.n), logprobs[k].assign(h.logprobs, h.logprobs + h.n);
@@ -428,6 +441,28 @@ static void test_model(const Model *m, const char *what) {
     test_repeat(m, what);
 }
 
+// Models of both families and every dtype, through a weight file: test(model, its name, dtype).
+template <class Test> static void every_fixture(const char *kind, Config config(int family), uint32_t seed, Test test) {
+    for (int family : {OPT, T5})
+        for (int dtype : {DT_F32, DT_BF16, DT_INT8, DT_INT4}) {
+            char what[64], path[64];
+            snprintf(what, sizeof what, "%s of family %d, dtype %d", kind, family, dtype);
+            snprintf(path, sizeof path, "build/test_cuda.%d.bin", (int)getpid());
+            const Config c = config(family);
+            Fixture f = fixture_make(&c, dtype, "none", 4, seed);
+            Err e;
+            Model m;
+            fixture_write(path, f.data, f.n);
+            if (model_open(&m, path, &e)) EXPECT(&tally, 0, "%s: %s", what, e.text);
+            else {
+                test(&m, what, dtype);
+                model_close(&m);
+            }
+            fixture_free(&f);
+            remove(path);
+        }
+}
+
 static void test_models(void) {
     const char *files[] = {"test/data/tiny_opt.bin", "test/data/tiny_t5.bin"};
     Err e;
@@ -442,22 +477,9 @@ static void test_models(void) {
         test_greedy(&m, "demo/demo.bin", m.vit.patch_w.dtype == DT_F32, 4);
         model_close(&m);
     }
-    for (int family : {OPT, T5})
-        for (int dtype : {DT_F32, DT_BF16, DT_INT8, DT_INT4}) {
-            char what[64], path[64];
-            snprintf(what, sizeof what, "fixture of family %d, dtype %d", family, dtype);
-            snprintf(path, sizeof path, "build/test_cuda.%d.bin", (int)getpid());
-            const Config c = fixture_config(family);
-            Fixture f = fixture_make(&c, dtype, "none", 4, 12345);
-            fixture_write(path, f.data, f.n);
-            if (model_open(&m, path, &e)) EXPECT(&tally, 0, "%s: %s", what, e.text);
-            else {
-                test_model(&m, what);
-                model_close(&m);
-            }
-            fixture_free(&f);
-            remove(path);
-        }
+    every_fixture("fixture", fixture_config, 12345, [](const Model *model, const char *what, int) {
+        test_model(model, what);
+    });
 }
 
 #include "cuda_batches.h"
