@@ -7,7 +7,8 @@
 //   out (T,OC) = x (T,C) w (OC,C)^T          Two ways, by the number of rows of x:
 //
 //   Few (decoding, beams): bound by memory. The weights are read once, straight from the
-//   file's mapping, in order, and used for all rows of x. Vectors run along C, for x and w alike.
+//   file's mapping, almost in order, and used for all rows of x. Vectors run along C, for x and w alike
+//   (drawn in matmul_kernels.h).
 //
 //   Many (images, prompts): bound by arithmetic. Each thread takes a block of NC columns of out and goes through C in
 //   steps of KC. The weights of a step are packed once, into panels that are K-major, so that a vector holds
@@ -36,6 +37,9 @@
 
 enum {
     SLICE = 6,               // rows of x that meet a weight in registers, the way for few rows
+    UNIT = 32,               // columns of x that are put in order there
+    BAND = 24,               // rows of w whose sums are finished together there
+    X_IN_L1 = 32768,         // bytes of x that stay in the level 1 cache there
     KC = 256,                // most columns of x and w in one step
     XS = KC + 16,            // floats between the rows of a copied tile: no power of two, they would share cache sets
     NC = 96,                 // columns of out in a job, a multiple of every NR; a head of 64, 80 or 88 fits
@@ -48,6 +52,9 @@ enum {
     X_BYTES = 8 << 20        // of copied x; more rows than fit are done in several passes
 };
 
+// Rows of x that meet a weight at once, where there are T.
+static inline int slice_of(int T) { return ceil_div(T, ceil_div(T, SLICE)); }
+
 // The loops in f32.
 typedef struct {
     int MR, NR;              // rows and columns of a tile
@@ -55,9 +62,11 @@ typedef struct {
     // x (mr,K) rows XS apart, w (K,NR) packed -> out (mr,n) = base (mr,n) + scale * x w
     void (*tile)(float *out, size_t ldo, const float *base, size_t ldbase, float scale, const float *x, const float *w,
                  Ahead *ahead, int mr, int n, int K);
-    // x (T,C), rows j .. j+n of w (,C) -> out (T,n) = base (T,n) + scale * x w^T; base NULL is zero
-    void (*rows)(float *out, size_t ldo, const float *base, size_t ldbase, const float *x, size_t ldx,
-                 const Weights *w, int j, float scale, int T, int n, int C);
+    // x (C) -> its place as row t of T; NULL: rows() takes x (T,C) as it is
+    void (*arrange)(float *out, const float *x, int t, int T, int C, int dtype);
+    // x (T,C) arranged, rows j .. j+n of w (,C) -> out (T,n) = base (T,n) + x w^T; base NULL is zero
+    void (*rows)(float *out, size_t ldo, const float *base, size_t ldbase, const float *x, const Weights *w, int j,
+                 int T, int n);
     // rows j .. j+n, columns k .. k+K of w -> out (K,NR), columns n and up zero; k is a multiple of 32 for INT4
     void (*pack)(float *out, const Weights *w, int j, int n, int k, int K);
     // the rest of matmul.h, one row at a time
@@ -95,13 +104,13 @@ static void tile_plain(float *out, size_t ldo, const float *base, size_t ldbase,
         }
 }
 
-static void rows_plain(float *out, size_t ldo, const float *base, size_t ldbase, const float *x, size_t ldx,
-                       const Weights *w, int j0, float scale, int T, int n, int C) {
+static void rows_plain(float *out, size_t ldo, const float *base, size_t ldbase, const float *x, const Weights *w,
+                       int j0, int T, int n) {
     for (int t = 0; t < T; t++)
         for (int j = 0; j < n; j++) {
             float s = 0;
-            for (int c = 0; c < C; c++) s += x[t * ldx + c] * weight(w, j0 + j, c);
-            out[t * ldo + j] = (base ? base[t * ldbase + j] : 0) + scale * row_scale(w, j0 + j) * s;
+            for (size_t c = 0; c < w->ld; c++) s += x[t * w->ld + c] * weight(w, (size_t)(j0 + j), c);
+            out[t * ldo + j] = (base ? base[t * ldbase + j] : 0) + row_scale(w, (size_t)(j0 + j)) * s;
         }
 }
 
@@ -145,7 +154,7 @@ static void mix_plain(float *out, const float *s, const float *v, size_t ldv, in
 }
 
 static const Loops loops_plain = {
-    4, 4, 8, tile_plain, rows_plain, pack_plain, activate_plain, softmax_plain, norm_plain, scores_plain,
+    4, 4, 8, tile_plain, NULL, rows_plain, pack_plain, activate_plain, softmax_plain, norm_plain, scores_plain,
     mix_plain, 1, NULL
 };
 
@@ -256,14 +265,20 @@ static void block_job(void *arg, int job, int thread) {
     finish(p, m, M, n, N);
 }
 
+static void arrange_job(void *arg, int m, int thread) {
+    const Product *p = arg;
+    (void)thread;
+    p->loops->arrange(p->x, p->a + (size_t)m * p->lda, m, p->M, p->K, p->b.dtype);
+}
+
 static void rows_job(void *arg, int job, int thread) {
     const Product *p = arg;
     const int n = job * p->cols, N = min_int(p->cols, p->N - n);
     const bool more = p->then == THEN_ADD;
     (void)thread;
     add_bias(p, 0, p->M, n, N);
-    p->loops->rows(p->out + n, p->ldo, more ? p->out + n : p->bias ? p->bias + n : NULL, more ? p->ldo : 0, p->a,
-                     p->lda, &p->b, n, p->scale, p->M, N, p->K);
+    p->loops->rows(p->out + n, p->ldo, more ? p->out + n : p->bias ? p->bias + n : NULL, more ? p->ldo : 0,
+                   p->loops->arrange ? p->x : p->a, &p->b, n, p->M, N);
     finish(p, 0, p->M, n, N);
 }
 
@@ -277,6 +292,9 @@ uint64_t matmul_scratch_bytes(int threads) {
     const uint64_t narrow = narrow_scratch_bytes(threads);
     return panel_bytes(threads) + (narrow > X_BYTES ? narrow : X_BYTES);
 }
+
+// T rows of x put in order for few rows.
+static size_t x_floats(int T, int C) { return (size_t)T * (size_t)ceil_div(C, UNIT) * UNIT; }
 
 void matmul(float *out, const float *x, const Tensor *w, const float *b, int T, const Par *par) {
     matmul_then(out, x, w, b, THEN_NOTHING, T, par);
@@ -297,12 +315,15 @@ void matmul_then(float *out, const float *x, const Tensor *w, const float *b, in
     if (narrow && (narrow->few > 0 || T > BF16_FEW) &&
         narrow_matmul(narrow, out, x, &weights, b, then, T, OC, C, par->kernels->loops->activate, shared, par)) return;
     const size_t most = X_BYTES / ((size_t)ceil_div(C + 1, KC) * XS * sizeof(float));     // rows of x that are copied
-    if (T <= par->kernels->loops->few || most < 1) {
+    if (T <= p.loops->few || most < 1) {
+        // more columns than any model has: as they are
+        if (x_floats(p.loops->few, C) * sizeof(float) > X_BYTES) p.loops = &loops_plain;
         // Chunks are large enough for the hardware to read ahead, and at least four a thread where there are that many.
         const size_t row_bytes = bytes_of(&weights, (size_t)C);
         const size_t by_size = 4 + CHUNK_BYTES / (row_bytes + 1), by_threads = (size_t)OC / (4 * (size_t)par->threads);
         p.cols = (int)(by_size < by_threads ? by_size : by_threads) / 4 * 4;
         if (p.cols < 4) p.cols = 4;
+        if (p.loops->arrange) pool_run((double)T * C > 1e5 ? par->pool : NULL, arrange_job, &p, T);
         run_jobs(rows_job, &p, ceil_div(OC, p.cols), par);
         return;
     }
@@ -368,10 +389,6 @@ void gemm_nt(float *out, int ldo, const float *a, int lda, const float *b, int l
     // a (M,K), b (N,K) -> out (M,N) = scale * a b^T
     if (M <= 0 || N <= 0) return;
     const Weights w = {b, NULL, (size_t)ldb, DT_F32};
-    if (M <= SLICE) {
-        par->kernels->loops->rows(out, (size_t)ldo, NULL, 0, a, (size_t)lda, &w, 0, scale, M, N, K);
-        return;
-    }
     small_product(&(Product){.out = out, .a = a, .b = w, .ldo = (size_t)ldo, .lda = (size_t)lda, .scale = scale, .M = M,
                              .N = N, .K = K, .loops = par->kernels->loops, .then = THEN_NOTHING});
 }

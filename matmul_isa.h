@@ -94,6 +94,7 @@ static inline int16x8_t bytes_neon(const void *p, uint8_t mask, int shift) {
 #define FEW 16
 #ifndef MATMUL_TWINS
 #define FMA(a, b, c) _mm256_fmadd_ps(a, b, c)
+#define KEEP(v) __asm__("" : "+x"(v))
 #define BYTES256(p) _mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)(const void *)(p)))
 #define WIDEN8(p) (v_avx2)_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)(const void *)(p))))
 #define LOW4(p) ((v_avx2)_mm256_cvtepi32_ps(_mm256_and_si256(BYTES256(p), _mm256_set1_epi32(15))) - 8)
@@ -111,6 +112,7 @@ static inline int16x8_t bytes_neon(const void *p, uint8_t mask, int shift) {
 #define PACK pack_floats
 #ifndef MATMUL_TWINS
 #define FMA(a, b, c) _mm512_fmadd_ps(a, b, c)
+#define KEEP(v) __asm__("" : "+v"(v))
 #define BYTES512(p) _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)(const void *)(p)))
 #define WIDEN8(p) (v_avx512)_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32( \
     _mm_loadu_si128((const __m128i *)(const void *)(p))))

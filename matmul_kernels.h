@@ -10,10 +10,11 @@
 //   FMA(a,b,c)   a * b + c on vectors
 //   WIDEN(p), WIDEN8(p), LOW4(p), HIGH4(p)   VW weights at p as f32: bf16, int8, and nibbles less 8
 //   HALF(p)      the f16 at p
+//   KEEP(v)      a vector stays in its register: or else gcc loads it again for each use where registers are few
 //   PACK         another function than pack()
 //
 // In order: vector types and loads; tile(), the heart of the large products; rows(), for a few rows of x against a
-// stream of weights; living(), the same for weights that lie on their side and rows of x that are mostly zero; pack(),
+// stream of weights, and arrange(), which puts x in order for it; living(), the same for weights that lie on their side and rows of x that are mostly zero; pack(),
 // which turns weights for tile(); matmul_math.h. matmul.c draws the
 // layouts and says when each is used, and holds the same functions in plain C.
 // Not here: threads, blocking, the choice of an instruction set.
@@ -88,100 +89,219 @@ static TARGET void NAME(tile)(float *out, size_t ldo, const float *base, size_t 
 }
 
 // ---------------------------------------------------------------------------------------------------------
-// x (T,C), w (n,C) -> out (T,n) = bias + scale * x w^T, w as it lies in the file: each weight is read once from memory
-// and used for all T. Every sum goes over C in steps of a vector, then over the vector: the same order for any T and n.
+// x (T,C), w (n,C) -> out (T,n) = base + x w^T, w as it lies in the file: each weight is read once from memory and used
+// for all T. Columns come in units of 32, UNIT, and x is put into this order once for each product, so that one pointer
+// finds all of it (zeros behind C):
 //
-// rw rows of w meet T <= SLICE rows of x at a time, so that loads are shared; but memory is fastest when it is read as
-// one stream. So the rows come from the level 2 cache, and what is asked of memory, in order of address, is the same
-// position of the next rw rows, AHEAD bytes on.
+//   x   unit 0: | VW columns of row 0 | the same of row 1 | ... | of row T-1 | the next VW of row 0 | ...    unit 1: ...
+//
+// A bf16 is the upper half of an f32, and two of them lie in 32 bits: a shift makes f32 of the even columns of a vector
+// of pairs, a mask of the odd ones. So against bf16 each 2 * VW columns of x lie apart as well, here for VW = 4:
+//
+//   w   | c0 c1 | c2 c3 | c4 c5 | c6 c7 |      x   | c0 c2 c4 c6 | c1 c3 c5 c7 |
+//
+// Every sum goes over C in steps of a vector, then over the vector: the same order for any T and n, whatever follows.
+// The sums of rw rows of w and T <= SLICE rows of x are in registers, so that each vector of x or w that is loaded is
+// used several times. With more than two rows of x, columns are taken a panel at a time, for which x stays in the level
+// 1 cache; the sums of a band of rows of w wait in memory meanwhile. More rows of x than SLICE are several slices, each
+// arranged by itself, for which a panel of a band comes from the level 2 cache again.
+//
+//    a band of w    panel 0   panel 1    ...
+//                 +---------+---------+--
+//            rw   |    1    |    9    |        The order in which it is read; what comes AHEAD bytes later is asked of
+//                 +---------+---------+--      memory meanwhile, line after line.
+//            rw   |    2    |   10    |
+//                 +---------+---------+--
+//                 |   ...   |   ...   |
 
-// Elements (r,c) to (r,c+VW-1) of w without their row's or group's scale; c is a multiple of VW.
-INLINE V NAME(load_w)(const Weights *w, size_t r, size_t c, int dtype) {
-    const uint8_t *p = weight_at(w, r, c);
-    if (dtype == DT_F32) return NAME(load)((const float *)(const void *)p);
-    if (dtype == DT_BF16) return WIDEN((const uint16_t *)(const void *)p);
-    if (dtype == DT_INT8) return WIDEN8((const int8_t *)p);
-    return c % 32 < 16 ? LOW4(p + c % 16) : HIGH4(p + c % 16);
+// Vector number v of a unit at p, without its row's or group's scale, in the order of x.
+INLINE V NAME(load_w)(const uint8_t *p, int v, int dtype) {
+    typedef uint32_t Bits __attribute__((vector_size(4 * VW), aligned(1), may_alias));
+    const int c = v * VW;
+    if (dtype == DT_F32) return NAME(load)((const float *)(const void *)p + c);
+    if (dtype == DT_INT8) return WIDEN8((const int8_t *)p + c);
+    if (dtype == DT_INT4) return c < 16 ? LOW4(p + c % 16) : HIGH4(p + c % 16);
+    const Bits pairs = *(const Bits *)(p + v / 2 * 4 * VW);
+    return v % 2 ? (V)(pairs & 0xFFFF0000) : (V)(pairs << 16);
 }
 
-// What element (r,c) is still to be multiplied with, in every lane: an INT4's scale.
-INLINE V NAME(load_scale)(const Weights *w, size_t r, size_t c) {
-    return NAME(splat)(HALF((const uint16_t *)w->scale + group_at(w, r, c)));
+// x (C) -> its place as row t of T.
+static TARGET void NAME(arrange)(float *out, const float *x, int t, int T, int C, int dtype) {
+    const int slice = slice_of(T), first = t / slice * slice, n = min_int(slice, T - first);
+    out += (size_t)first * (size_t)(ceil_div(C, UNIT) * UNIT) + (size_t)(t - first) * VW;
+    for (int u = 0; u < C; u += UNIT, out += n * UNIT) {
+        float rest[UNIT] = {0};
+        const float *p = x + u;
+        if (u + UNIT > C) memcpy(rest, p, (size_t)(C - u) * sizeof *p), p = rest;
+        if (dtype != DT_BF16) for (int c = 0; c < UNIT; c += VW) memcpy(out + c * n, p + c, VW * sizeof *p);
+        else for (int c = 0; c < UNIT; c += 8) {
+            const float4 a = *(const float4 *)(p + c), b = *(const float4 *)(p + c + 4);
+            float *even = out + c / (2 * VW) * (2 * VW * n) + c % (2 * VW) / 2;
+            *(float4 *)even = SHUFFLE(a, b, 0, 2, 4, 6);
+            *(float4 *)(even + VW * n) = SHUFFLE(a, b, 1, 3, 5, 7);
+        }
+    }
 }
 
-INLINE void NAME(rows_rw)(float *out, size_t ldo, const float *x, size_t ldx, const Weights *w, size_t j,
-                          const float *base, size_t ldbase, float scale, int T, int rw, int C, int dtype) {
-    V acc[4][SLICE], wv[4], sv[4];
+// One unit of rw rows, at p, times T rows of x: added to acc.
+INLINE void NAME(unit)(V acc[4][SLICE], const float *x, const uint8_t *const p[4], const uint16_t *const scale[4],
+                       int T, int rw, int dtype) {
+    V sv[4];
 #pragma GCC unroll 16
-    for (int t = 0; t < T; t++)
+    for (int r = 0; dtype == DT_INT4 && r < rw; r++) sv[r] = NAME(splat)(HALF(scale[r]));
 #pragma GCC unroll 16
-        for (int r = 0; r < rw; r++) acc[r][t] = NAME(splat)(0);
-    const int unit = dtype == DT_INT4 ? 32 : VW;      // a scale is read once for its whole group
-    const size_t step = (size_t)rw * (dtype == DT_INT4 ? 16 : VW * (dtype == DT_BF16 ? 2 : dtype == DT_INT8 ? 1 : 4));
-    const char *ahead = (const char *)weight_at(w, j + (size_t)rw, 0) + AHEAD;
-    int c = 0;
-    for (; c + unit <= C; c += unit, ahead += step) {
+    for (int v = 0; v < UNIT / VW; v++) {
+        V wv[4];
 #pragma GCC unroll 16
-        for (size_t i = 0; i < step; i += 64) __builtin_prefetch(ahead + i, 0, 3);
+        for (int r = 0; r < rw; r++) {
+            wv[r] = NAME(load_w)(p[r], v, dtype);
+            if (dtype == DT_INT4) wv[r] *= sv[r];
+        }
 #pragma GCC unroll 16
-        for (int r = 0; dtype == DT_INT4 && r < rw; r++) sv[r] = NAME(load_scale)(w, j + (size_t)r, (size_t)c);
-#pragma GCC unroll 8
-        for (int i = c; i < c + unit; i += VW) {
+        for (int t = 0; t < T; t++) {
+            V xt = NAME(load)(x + (v * T + t) * VW);
+            if (rw > 1) KEEP(xt);
+#pragma GCC unroll 16
+            for (int r = 0; r < rw; r++) acc[r][t] = FMA(wv[r], xt, acc[r][t]);
+        }
+    }
+}
+
+// Rows j .. j+rw of w, units from .. to of their columns, times T rows of x, are added to sum (rw,apart). Meanwhile as
+// much is asked of memory that begins at `ahead`, line after line.
+INLINE void NAME(rows_rw)(V *sum, size_t apart, const float *x, const Weights *w, size_t j, int T, int rw,
+                          int from, int to, const uint8_t *ahead, int dtype) {
+    const size_t bytes = dtype == DT_F32 ? 4 * UNIT : dtype == DT_BF16 ? 2 * UNIT : dtype == DT_INT8 ? UNIT : 16;
+    const size_t row_bytes = bytes_of(w, w->ld);
+    const uint8_t *p[4];
+    const uint16_t *scale[4] = {NULL};
+    V acc[4][SLICE];
+#pragma GCC unroll 16
+    for (int r = 0; r < rw; r++) {
+        p[r] = weight_at(w, j + (size_t)r, (size_t)from * UNIT);
+        if (dtype == DT_INT4) scale[r] = (const uint16_t *)w->scale + group_at(w, j + (size_t)r, (size_t)from * UNIT);
+#pragma GCC unroll 16
+        for (int t = 0; t < T; t++) acc[r][t] = sum[(size_t)r * apart + (size_t)t];
+    }
+    const int whole = dtype == DT_INT4 ? to : min_int(to, (int)(w->ld / UNIT));
+    int u = from;
+    for (int part = 0; part < rw; part++, ahead += row_bytes) {
+        const uint8_t *line = ahead;
+        for (const int end = from + (whole - from) * (part + 1) / rw; u < end; u++, line += (size_t)rw * bytes) {
+            #pragma GCC unroll 16
+            for (size_t i = 0; i < (size_t)rw * bytes; i += 64) __builtin_prefetch(line + i, 0, 3);
+            NAME(unit)(acc, x, p, scale, T, rw, dtype);
+            x += T * UNIT;
 #pragma GCC unroll 16
             for (int r = 0; r < rw; r++) {
-                wv[r] = NAME(load_w)(w, j + (size_t)r, (size_t)i, dtype);
-                if (dtype == DT_INT4) wv[r] *= sv[r];
-            }
-#pragma GCC unroll 16
-            for (int t = 0; t < T; t++) {
-                V xt = NAME(load)(x + t * ldx + i);
-#pragma GCC unroll 16
-                for (int r = 0; r < rw; r++) acc[r][t] = FMA(wv[r], xt, acc[r][t]);
+                p[r] += bytes;
+                if (dtype == DT_INT4) scale[r]++;
             }
         }
     }
-    for (int t = 0; t < T; t++)
+    if (whole < to) {               // nothing behind a row may be read
+        uint8_t rest[4][4 * UNIT] = {{0}};
         for (int r = 0; r < rw; r++) {
-            float s = NAME(sum)(acc[r][t]);
-            for (int i = c; i < C; i++) s += x[t * ldx + i] * weight(w, j + (size_t)r, (size_t)i);
-            out[t * ldo + r] = (base ? base[t * ldbase + r] : 0) + scale * row_scale(w, j + (size_t)r) * s;
+            memcpy(rest[r], p[r], bytes_of(w, w->ld % UNIT));
+            p[r] = rest[r];
         }
-}
-
-INLINE void NAME(rows_t)(float *out, size_t ldo, const float *base, size_t ldbase, const float *x, size_t ldx,
-                         const Weights *w, int j0, float scale, int T, int n, int C, int dtype) {
-    // rw * (T + 1) + 1 registers, of 16 or 32; for one or two rows of x a single stream of weights is fastest.
-    const int rw = VW == 16 ? (T < 3 ? 1 : 4) : T == 3 || T == 4 ? 3 : 2;
-    int j = 0;
-    for (; j + rw <= n; j += rw)
-        NAME(rows_rw)(out + j, ldo, x, ldx, w, (size_t)(j0 + j), base ? base + j : NULL, ldbase, scale, T, rw, C,
-                      dtype);
-    for (; j < n; j++)
-        NAME(rows_rw)(out + j, ldo, x, ldx, w, (size_t)(j0 + j), base ? base + j : NULL, ldbase, scale, T, 1, C,
-                      dtype);
-}
-
-static TARGET void NAME(rows)(float *out, size_t ldo, const float *base, size_t ldbase, const float *x, size_t ldx,
-                              const Weights *w, int j0, float scale, int T, int n, int C) {
-    if (T > SLICE) {     // too many sums for the registers: even slices of x, 16 rows of w staying in the cache for all
-        const int slice = ceil_div(T, ceil_div(T, SLICE));
-        for (int j = 0; j < n; j += 16)
-            for (int t = 0; t < T; t += slice)
-                NAME(rows)(out + t * ldo + j, ldo, base ? base + t * ldbase + j : NULL, ldbase, x + t * ldx, ldx, w,
-                           j0 + j, scale, min_int(slice, T - t), min_int(16, n - j), C);
-        return;
+        NAME(unit)(acc, x, p, scale, T, rw, dtype);
     }
-#define CASE(t, dtype) \
-    case 4 * t + dtype: NAME(rows_t)(out, ldo, base, ldbase, x, ldx, w, j0, scale, t, n, C, dtype); break;
-#define CASES(t) CASE(t, DT_F32) CASE(t, DT_BF16) CASE(t, DT_INT8) CASE(t, DT_INT4)
-    switch (4 * T + w->dtype) { CASES(1) CASES(2) CASES(3) CASES(4) CASES(5) CASES(6) }
-#undef CASES
-#undef CASE
+#pragma GCC unroll 16
+    for (int r = 0; r < rw; r++)
+#pragma GCC unroll 16
+        for (int t = 0; t < T; t++) sum[(size_t)r * apart + (size_t)t] = acc[r][t];
 }
+
+// Rows j .. j+R of w. rw * T sums, a vector of x or of each row of w, and a mask: 16 or 32 registers.
+INLINE void NAME(rows_t)(V *sum, size_t apart, const float *x, const Weights *w, size_t j, int T, int R, int from,
+                         int to, int dtype) {
+    const int rw = VW == 16 ? (T < 3 ? 1 : 4) : T == 3 || T == 4 ? 3 : 2;
+    const size_t row_bytes = bytes_of(w, w->ld), run = bytes_of(w, (size_t)(to - from) * UNIT);
+    const int rows_ahead = (int)(AHEAD / run) + 1, later = rows_ahead > rw ? rows_ahead : rw;
+    const bool last = (size_t)to * UNIT >= w->ld;
+    const uint8_t *const here = weight_at(w, j, (size_t)from * UNIT);
+    const uint8_t *const after = last ? weight_at(w, j + (size_t)R, 0) : weight_at(w, j, (size_t)to * UNIT);
+    for (int r = 0, step; r < R; r += step) {
+        const int next = r + later;
+        const uint8_t *const ahead = next < R ? here + (size_t)next * row_bytes : after + (size_t)(next - R) * row_bytes;
+        V *const s = sum + (size_t)r * apart;
+        step = r + rw <= R ? rw : 1;
+        if (step == rw) NAME(rows_rw)(s, apart, x, w, j + (size_t)r, T, rw, from, to, ahead, dtype);
+        else NAME(rows_rw)(s, apart, x, w, j + (size_t)r, T, 1, from, to, ahead, dtype);
+    }
+}
+
+// A function for each, or else gcc 12 mixes them up and spills sums.
+#define CASE(t, dtype) \
+    static TARGET __attribute__((noinline)) void NAME(rows_##t##dtype)( \
+        V *sum, size_t apart, const float *x, const Weights *w, size_t j, int R, int from, int to) { \
+        NAME(rows_t)(sum, apart, x, w, j, t, R, from, to, dtype); \
+    }
+#define CASES(t) CASE(t, DT_F32) CASE(t, DT_BF16) CASE(t, DT_INT8) CASE(t, DT_INT4)
+CASES(1) CASES(2) CASES(3) CASES(4) CASES(5) CASES(6)
+#undef CASE
+
+// sum (4,T) -> out (T,4) = base (T,4) + scale (4) * sum, or n of the 4; lanes are added in the order of sum()
+INLINE void NAME(finish4)(float *out, size_t ldo, const float *base, size_t ldbase, const V *sum, const float *scale,
+                          int T, int n) {
+    for (size_t t = 0; t < (size_t)T; t++) {
+        float4 four[4];
+#pragma GCC unroll 4
+        for (size_t r = 0; r < 4; r++) {
+            float4 part[VW / 4];
+            memcpy(part, sum + r * (size_t)T + t, sizeof part);
+#pragma GCC unroll 4
+            for (int h = VW / 8; h > 0; h /= 2)
+#pragma GCC unroll 4
+                for (int i = 0; i < h; i++) part[i] += part[i + h];
+            four[r] = part[0];
+        }
+        const float4 ab = SHUFFLE(four[0], four[1], 0, 4, 1, 5) + SHUFFLE(four[0], four[1], 2, 6, 3, 7);
+        const float4 cd = SHUFFLE(four[2], four[3], 0, 4, 1, 5) + SHUFFLE(four[2], four[3], 2, 6, 3, 7);
+        float4 all = SHUFFLE(ab, cd, 0, 1, 4, 5) + SHUFFLE(ab, cd, 2, 3, 6, 7);
+        for (int r = 0; scale && r < n; r++) all[r] *= scale[r];
+        if (n == 4) *(float4 *)(out + t * ldo) = base ? (float4)(all + *(const float4 *)(base + t * ldbase)) : all;
+        else for (size_t r = 0; r < (size_t)n; r++) out[t * ldo + r] = (base ? base[t * ldbase + r] : 0) + all[r];
+    }
+}
+
+static TARGET void NAME(rows)(float *out, size_t ldo, const float *base, size_t ldbase, const float *x,
+                              const Weights *w, int j0, int T, int n) {
+    const int units = ceil_div((int)w->ld, UNIT), slice = slice_of(T);
+    // one or two rows of x are quickly read from the level 2 cache, and memory is fastest when w is one stream
+    const int panels = T < 3 ? 1 : ceil_div(units, X_IN_L1 / (slice * UNIT * 4)), wide = ceil_div(units, panels + !panels);
+    for (int j = 0; j < n; j += BAND) {
+        V sum[BAND * FEW];
+        const int R = min_int(BAND, n - j);
+        for (int i = 0; i < ceil_div(R, 4) * 4 * T; i++) sum[i] = NAME(splat)(0);
+        for (int from = 0; from < units; from += wide)
+            for (int t = 0; t < T; t += slice) {
+                const int n_t = min_int(slice, T - t), to = min_int(from + wide, units);
+                const float *const xt = x + (size_t)(t * units + from * n_t) * UNIT;
+#define CASE(t_, dtype) case 4 * t_ + dtype: \
+    NAME(rows_##t_##dtype)(sum + t, (size_t)T, xt, w, (size_t)(j0 + j), R, from, to); break;
+                switch (4 * n_t + w->dtype) {
+                    CASES(1) CASES(2) CASES(3) CASES(4) CASES(5) CASES(6)
+                }
+#undef CASE
+            }
+        for (int r = 0; r < R; r += 4)
+            NAME(finish4)(out + j + r, ldo, base ? base + j + r : NULL, ldbase, sum + r * T,
+                          w->dtype == DT_INT8 ? (const float *)w->scale + j0 + j + r : NULL, T, min_int(4, R - r));
+    }
+}
+#undef CASES
 
 // ---------------------------------------------------------------------------------------------------------
 // The sums of rows() from w turned, (C,ld): column c of x meets row c of w. In rows() lane c % VW of a vector adds up
 // column c; here that lane is a row of sums, one for each output, so that outputs are what vectors run along.
+
+// Elements (r,c) to (r,c+VW-1) of an F32 or BF16, in order.
+INLINE V NAME(load_f)(const Weights *w, size_t r, size_t c, int dtype) {
+    const void *p = weight_at(w, r, c);
+    return dtype == DT_F32 ? NAME(load)(p) : WIDEN((const uint16_t *)p);
+}
 
 INLINE void NAME(living_of)(float *out, size_t ldo, const float *x, size_t ldx, const Weights *w, int j,
                             const int *live, int n_live, int T, int n, float *lanes, int dtype) {
@@ -196,9 +316,9 @@ INLINE void NAME(living_of)(float *out, size_t ldo, const float *x, size_t ldx, 
         for (int t = 0; t < T; t++) {
             if (x[(size_t)t * ldx + c] == 0) continue;
             const V xt = NAME(splat)(x[(size_t)t * ldx + c]);
-            float *sums = lanes + ((size_t)t * VW + c % VW) * N;
+            float *sums = lanes + ((size_t)t * VW + (dtype == DT_BF16 ? c % (2 * VW) / 2 : c % VW)) * N;
             for (size_t k = 0; k < N; k += VW)
-                *(V *)(sums + k) = FMA(NAME(load_w)(w, c, (size_t)j + k, dtype), xt, NAME(load)(sums + k));
+                *(V *)(sums + k) = FMA(NAME(load_f)(w, c, (size_t)j + k, dtype), xt, NAME(load)(sums + k));
         }
     }
     for (int t = 0; t < T; t++)
@@ -223,10 +343,11 @@ static TARGET void NAME(living)(float *out, size_t ldo, const float *x, size_t l
 #ifndef PACK
 // Columns c to c+31 of row r, scaled; only the first n need to be there.
 INLINE void NAME(unpack)(float *out, const Weights *w, size_t r, size_t c, int n) {
-    const V scale = w->dtype == DT_INT4 ? NAME(load_scale)(w, r, c) : NAME(splat)(row_scale(w, r));
+    const V scale = NAME(splat)(w->dtype == DT_INT4 ? HALF((const uint16_t *)w->scale + group_at(w, r, c)) :
+                                row_scale(w, r));
     for (int i = 0; i < 32; i += VW)
-        if (w->dtype == DT_INT4) *(V *)(out + i) = NAME(load_w)(w, r, c + (size_t)i, DT_INT4) * scale;
-        else if (i + VW <= n) *(V *)(out + i) = NAME(load_w)(w, r, c + (size_t)i, DT_INT8) * scale;
+        if (w->dtype == DT_INT4) *(V *)(out + i) = NAME(load_w)(weight_at(w, r, c), i / VW, DT_INT4) * scale;
+        else if (i + VW <= n) *(V *)(out + i) = NAME(load_w)(weight_at(w, r, c), i / VW, DT_INT8) * scale;
         else for (int k = i; k < n; k++) out[k] = weight(w, r, c + (size_t)k) * scale[0];
 }
 
@@ -275,7 +396,7 @@ static TARGET void NAME(pack)(float *out, const Weights *w, int j0, int n, int k
 #include "matmul_math.h"
 
 static const Loops NAME(loops) = {
-    MR, 2 * VW, FEW, NAME(tile), NAME(rows), PACK, NAME(activate), NAME(softmax), NAME(norm),
+    MR, 2 * VW, FEW, NAME(tile), NAME(arrange), NAME(rows), PACK, NAME(activate), NAME(softmax), NAME(norm),
     NAME(scores), NAME(mix), VW, NAME(living)
 };
 
@@ -285,6 +406,7 @@ static const Loops NAME(loops) = {
 #undef NAME
 #undef TARGET
 #undef VW
+#undef KEEP
 #undef MR
 #undef FEW
 #undef FMA

@@ -1,10 +1,14 @@
 // matmul_twins.h: in plain C, what an instruction set does not do with instructions of its own; a part of
 // matmul_kernels.h. Written for any width of vector, so each is also the meaning of the instructions that replace it.
 //
-// In order: multiply-add, weights as f32, the scale of a group.
+// In order: multiply-add, nothing to keep, weights as f32, the scale of a group.
 
 #ifndef FMA
 #define FMA(a, b, c) ((a) * (b) + (c))        // rounds twice where the instruction rounds once
+#endif
+
+#ifndef KEEP
+#define KEEP(v) ((void)(v))
 #endif
 
 #ifndef WIDEN
