@@ -85,8 +85,7 @@ typedef struct {
 struct MatmulKernels {
     const char *name;
     const Loops *loops;
-    const Narrow *int8, *bf16;      // what multiplies such weights instead, or NULL
-    const Narrow *int4;             // for few rows of x
+    const Narrow *int8, *bf16, *int4;      // what multiplies such weights instead, or NULL
     bool rounds;                    // x to less than 16 bits: only when asked for
 };
 
@@ -310,8 +309,7 @@ void matmul_then(float *out, const float *x, const Tensor *w, const float *b, in
                  .threads = par->threads, .then = then};
     if (T <= 0 || OC <= 0) return;
     const Narrow *const narrow = w->dtype == DT_INT8 ? par->kernels->int8 : w->dtype == DT_BF16 ? par->kernels->bf16 :
-                                 w->dtype == DT_INT4 && par->kernels->int4 && T <= par->kernels->int4->few ?
-                                 par->kernels->int4 : NULL;
+                                 w->dtype == DT_INT4 ? par->kernels->int4 : NULL;
     if (narrow && (narrow->few > 0 || T > BF16_FEW) &&
         narrow_matmul(narrow, out, x, &weights, b, then, T, OC, C, par->kernels->loops->activate, shared, par)) return;
     const size_t most = X_BYTES / ((size_t)ceil_div(C + 1, KC) * XS * sizeof(float));     // rows of x that are copied

@@ -13,7 +13,7 @@
 //   PAIRS(p)      VI: 2 * VW int8 at p as 16-bit integers (AS_INT16)
 //
 // In order: vector types and what the instructions mean; conversion of x to integers; tile(), for many rows of x;
-// rows(), for a few; the same for int4 weights (matmul_int4.h).
+// rows(), for a few; the same for int4 weights (matmul_int4.h, matmul_int4_blocks.h).
 // Not here: conversion of x to bf16, packing of w, blocking, threads.
 
 typedef float NAME(v) __attribute__((vector_size(4 * VW), aligned(4), may_alias));
@@ -87,7 +87,8 @@ INLINE float NAME(to_int16)(int16_t *q, const float *x, int n) {
     return top < 0x7F800000 ? (factor > 0 ? most / X_MAX : 0) : bits_to_float(0x7FC00000);
 }
 
-static TARGET void NAME(convert)(uint8_t *row, size_t low, float *scale, const float *x, int C, bool bytes) {
+static TARGET void NAME(convert)(uint8_t *row, size_t low, float *scale, const float *x, int C, int as) {
+    const bool bytes = as == AS_BYTES;
     const size_t rest = padded(C) - (size_t)C;
     int16_t *const q = (int16_t *)(void *)row;
     for (int b = 0; b < C; b += BLOCK) {
@@ -105,6 +106,28 @@ static TARGET void NAME(convert)(uint8_t *row, size_t low, float *scale, const f
 // ---------------------------------------------------------------------------------------------------------
 // All sums of a tile stay in registers, mr rows by two vectors by as many planes as x has.
 
+// One unit of x's rows, planes included, times two vectors of weights
+INLINE void NAME(step)(SUM acc[][2], const uint8_t *x, const uint8_t *w, int rows) {
+    const VI w0 = *(const NAME(vm) *)w, w1 = *(const NAME(vm) *)(w + 4 * VW);
+#pragma GCC unroll 16
+    for (int r = 0; r < rows; r++) {
+        int32_t unit;
+        memcpy(&unit, x + (size_t)(r / PLANES * ROW_BYTES + r % PLANES * BLOCK), 4);
+        const VI xr = unit - (VI){0};
+        acc[r][0] = DOT(acc[r][0], xr, w0);
+        acc[r][1] = DOT(acc[r][1], xr, w1);
+    }
+}
+
+// The sum of a row's planes
+INLINE SUM NAME(whole)(SUM acc[][2], int r, int half) {
+#if PLANES == 2
+    return acc[2 * r][half] * 256 + acc[2 * r + 1][half];
+#else
+    return acc[r][half];
+#endif
+}
+
 INLINE void NAME(tile_mr)(float *out, size_t ldo, const float *base, size_t ldbase, const NarrowX *x, const void *w,
                           const float *wscale, Ahead *ahead, int mr, int n, int K) {
     SUM acc[MR * PLANES][2];
@@ -115,26 +138,14 @@ INLINE void NAME(tile_mr)(float *out, size_t ldo, const float *base, size_t ldba
     for (int from = 0; from < units; from += AHEAD_STEPS) {
         ask_ahead(ahead);
         const int to = min_int(from + AHEAD_STEPS, units);
-        for (int k = from; k < to; k++) {
-            const uint8_t *const wk = packed + (size_t)k * 8 * VW;
-            const VI w0 = *(const NAME(vm) *)wk, w1 = *(const NAME(vm) *)(wk + 4 * VW);
-#pragma GCC unroll 16
-            for (int r = 0; r < rows; r++) {
-                int32_t unit;
-                memcpy(&unit, rows_of_x + (size_t)(r / PLANES * ROW_BYTES + r % PLANES * BLOCK) + 4 * (size_t)k, 4);
-                const VI xr = unit - (VI){0};
-                acc[r][0] = DOT(acc[r][0], xr, w0);
-                acc[r][1] = DOT(acc[r][1], xr, w1);
-            }
-        }
+        for (size_t k = (size_t)from; k < (size_t)to; k++)
+            NAME(step)(acc, rows_of_x + 4 * k, packed + k * 8 * VW, rows);
     }
     float tile[MR][2 * VW], scales[2 * VW] = {0};
     for (int i = 0; !IS_BF16 && i < n; i++) scales[i] = wscale[i];
 #pragma GCC unroll 16
     for (int r = 0; r < mr; r++) {
-        SUM a = acc[r * PLANES][0], b = acc[r * PLANES][1];
-        if (PLANES == 2) a = a * 256 + acc[r * PLANES + PLANES - 1][0], b = b * 256 + acc[r * PLANES + PLANES - 1][1];
-        V va = AS_FLOAT(a), vb = AS_FLOAT(b);
+        V va = AS_FLOAT(NAME(whole)(acc, r, 0)), vb = AS_FLOAT(NAME(whole)(acc, r, 1));
         if (!IS_BF16) {
             const float s = x->scale[(size_t)r * x->ldscale];
             va = va * s * *(V *)scales, vb = vb * s * *(V *)(scales + VW);
@@ -291,6 +302,12 @@ static TARGET void NAME(rows)(float *out, size_t ldo, const float *base, size_t 
 }
 
 #include "matmul_int4.h"
+#ifdef MATMUL_TWINS
+#define MR4 3                    // as MOST of matmul_narrow.c: compilers take too long for more
+#else
+#define MR4 MR
+#endif
+#include "matmul_int4_blocks.h"
 #endif
 
 const Narrow NAME(narrow) = {
@@ -311,6 +328,9 @@ const Narrow NAME(narrow) = {
 #undef SUM
 #undef AS_FLOAT
 #undef DOT
+#undef FMA
+#undef HALVES
+#undef SPREAD
 #undef ASM
 #undef REG
 #undef PAIRS

@@ -19,7 +19,7 @@
 //   SPREAD(v,q)   element i is v[q * VW / 4 + i / 4]; q is 0..3
 //
 // In order: these in plain C, conversion of x, sums over some columns of some rows, rows().
-// Not here: many rows of x (f32, in matmul_kernels.h).
+// Not here: many rows of x (matmul_int4_blocks.h).
 
 #ifndef FMA
 #define FMA(a, b, c) ((a) * (b) + (c))
@@ -47,17 +47,27 @@ enum { NAME(unit_columns) = 32 * VW, NAME(unit_x) = 4 * 5 * 4 * VW };
 
 // ---------------------------------------------------------------------------------------------------------
 
+#if AS == AS_INT16
+// A group of x in the order drawn above, its four parts so many bytes apart. in may be out.
+INLINE void NAME(pairs4)(uint8_t *out, size_t apart, const uint8_t *in) {
+    typedef int32_t Int8s __attribute__((vector_size(32), aligned(2), may_alias));
+    typedef int16_t Short8s __attribute__((vector_size(16), aligned(1), may_alias));
+    const Int8s first = *(const Int8s *)(const void *)in, second = *(const Int8s *)(const void *)(in + 32);
+    *(Short8s *)(void *)out = __builtin_convertvector(first, Short8s);
+    *(Short8s *)(void *)(out + apart) = __builtin_convertvector(second, Short8s);
+    *(Short8s *)(void *)(out + 2 * apart) = __builtin_convertvector(first >> 16, Short8s);
+    *(Short8s *)(void *)(out + 3 * apart) = __builtin_convertvector(second >> 16, Short8s);
+}
+#endif
+
 // x (C) -> a row as drawn above, zeros behind C up to the next multiple of BLOCK; scale (C/BLOCK)
-static TARGET void NAME(convert4)(uint8_t *row, size_t low, float *scale, const float *x, int C, bool bytes) {
+static TARGET void NAME(convert4)(uint8_t *row, float *scale, const float *x, int C) {
     typedef int32_t Int8s __attribute__((vector_size(32), aligned(2), may_alias));
     typedef uint64_t Long4s __attribute__((vector_size(32)));
 #if AS == AS_BYTES
     typedef int16_t Short16s __attribute__((vector_size(32)));
     typedef int8_t Byte16s __attribute__((vector_size(16), aligned(1), may_alias));
-#else
-    typedef int16_t Short8s __attribute__((vector_size(16), aligned(1), may_alias));
 #endif
-    (void)low, (void)bytes;
     for (int b = 0; b < C; b += BLOCK) {
         const int n = min_int(BLOCK, C - b);
         int16_t q[BLOCK];
@@ -78,10 +88,7 @@ static TARGET void NAME(convert4)(uint8_t *row, size_t low, float *scale, const 
             *(Byte16s *)(void *)(to + 8 * VW) = __builtin_convertvector(one, Byte16s);
             *(Byte16s *)(void *)(to + 12 * VW) = __builtin_convertvector(two, Byte16s);
 #else
-            *(Short8s *)(void *)to = __builtin_convertvector(first, Short8s);
-            *(Short8s *)(void *)(to + 4 * VW) = __builtin_convertvector(second, Short8s);
-            *(Short8s *)(void *)(to + 8 * VW) = __builtin_convertvector(first >> 16, Short8s);
-            *(Short8s *)(void *)(to + 12 * VW) = __builtin_convertvector(second >> 16, Short8s);
+            NAME(pairs4)(to, 4 * VW, (const uint8_t *)(q + 32 * i));
 #endif
         }
     }
@@ -209,9 +216,3 @@ static TARGET void NAME(rows4)(float *out, size_t ldo, const float *base, size_t
     switch (T) { FEW_ROWS }
 #undef CASE
 }
-
-const Narrow NAME(narrow_int4) = {AS, AS_NIBBLES, 0, 0, 0, false, FEW, NULL, NAME(convert4), NAME(rows4)};
-
-#undef FMA
-#undef HALVES
-#undef SPREAD

@@ -60,8 +60,17 @@ typedef int32_t Four __attribute__((vector_size(16), aligned(1), may_alias));
 typedef float FloatFour __attribute__((vector_size(16), aligned(4), may_alias));
 typedef int8_t Bytes __attribute__((vector_size(8), aligned(1), may_alias));
 typedef int16_t Shorts __attribute__((vector_size(16)));
+typedef int8_t ByteLanes __attribute__((vector_size(16)));
 
 #define SHUFFLE(a, b, i, j, k, l) SHUFFLE_BY(Four, a, b, i, j, k, l)
+
+// Units of four rows -> the same unit of each.
+static inline void turn4(Four unit[4], const Four row[4]) {
+    const Four ab = SHUFFLE(row[0], row[1], 0, 4, 1, 5), cd = SHUFFLE(row[2], row[3], 0, 4, 1, 5);
+    const Four AB = SHUFFLE(row[0], row[1], 2, 6, 3, 7), CD = SHUFFLE(row[2], row[3], 2, 6, 3, 7);
+    unit[0] = SHUFFLE(ab, cd, 0, 1, 4, 5), unit[1] = SHUFFLE(ab, cd, 2, 3, 6, 7);
+    unit[2] = SHUFFLE(AB, CD, 0, 1, 4, 5), unit[3] = SHUFFLE(AB, CD, 2, 3, 6, 7);
+}
 
 // Four units of a row.
 static inline Four load_units(const uint8_t *p, bool widen) {
@@ -88,13 +97,13 @@ static inline void pack_units(void *out, const Weights *w, int j0, int n, int k0
             const size_t at = (size_t)k * bytes;
             const Four a = load_units(p[0] + at, widen), b = load_units(p[1] + at, widen);
             const Four c = load_units(p[2] + at, widen), d = load_units(p[3] + at, widen);
-            const Four ab = SHUFFLE(a, b, 0, 4, 1, 5), cd = SHUFFLE(c, d, 0, 4, 1, 5);
-            const Four AB = SHUFFLE(a, b, 2, 6, 3, 7), CD = SHUFFLE(c, d, 2, 6, 3, 7);
+            Four turned[4];
+            turn4(turned, (const Four[4]){a, b, c, d});
             int32_t *q = o + (size_t)k * (size_t)N + j;
-            *(Four *)q = SHUFFLE(ab, cd, 0, 1, 4, 5);
-            *(Four *)(q + N) = SHUFFLE(ab, cd, 2, 3, 6, 7);
-            *(Four *)(q + 2 * N) = SHUFFLE(AB, CD, 0, 1, 4, 5);
-            *(Four *)(q + 3 * N) = SHUFFLE(AB, CD, 2, 3, 6, 7);
+            *(Four *)q = turned[0];
+            *(Four *)(q + N) = turned[1];
+            *(Four *)(q + 2 * N) = turned[2];
+            *(Four *)(q + 3 * N) = turned[3];
         }
     }
     const int turned = j;
@@ -103,6 +112,30 @@ static inline void pack_units(void *out, const Weights *w, int j0, int n, int k0
             const int left = K - k * unit;
             o[(size_t)k * (size_t)N + (size_t)j] = j >= n || left <= 0 ? 0 :
                 one_unit(weight_at(w, (size_t)(j0 + j), (size_t)(k0 + k * unit)), min_int(left, unit), unit, widen);
+        }
+}
+
+// int4: w (n,K) -> out, (units and scales,N) for each group of 32 columns, as matmul_int4_blocks.h says; zero behind n.
+static void pack_groups(void *out, const Weights *w, int j0, int n, int k0, int K, int N, bool bytes) {
+    const int units = bytes ? 8 : 16;
+    for (int j = 0; j < N; j += 4)
+        for (int k = 0; k < K; k += 32) {
+            int32_t *const o = (int32_t *)out + (size_t)(k / 32 * (units + 1) * N + j);
+            float *const scale = (float *)(void *)(o + units * N);
+            Four row[4], turned[4];
+            for (int r = 0; r < 4; r++) {
+                row[r] = (Four){0x88888888, 0x88888888, 0x88888888, 0x88888888}, scale[r] = 0;
+                if (j + r >= n) continue;
+                row[r] = *(const Four *)weight_at(w, (size_t)(j0 + j + r), (size_t)(k0 + k));
+                scale[r] = group_scale(w, (size_t)(j0 + j + r), (size_t)(k0 + k));
+            }
+            turn4(turned, row);
+            for (int u = 0; u < 4; u++) {             // less 8, a nibble is a signed number of four bits
+                const Four t = turned[u] ^ (int32_t)0x88888888;
+                for (int i = 0; i < (bytes ? 2 : 4); i++)
+                    *(Four *)(o + (size_t)((4 * i + u) * N)) =
+                        bytes ? (Four)((ByteLanes)t << (4 - 4 * i) >> 4) : (Four)((Shorts)t << (12 - 4 * i) >> 12);
+            }
         }
 }
 
@@ -257,7 +290,7 @@ static void convert_job(void *arg, int t, int thread) {
     const float *in = p->in + (size_t)t * (size_t)p->C;
     (void)thread;
     if (p->as == AS_BF16 || p->as == AS_TWO_BF16) convert_bf16(row, p->x.low, in, p->C, p->as == AS_TWO_BF16);
-    else p->n->convert(row, p->x.low, p->scale + (size_t)t * p->x.ldscale, in, p->C, p->as == AS_BYTES);
+    else p->n->convert(row, p->x.low, p->scale + (size_t)t * p->x.ldscale, in, p->C, p->as);
     for (int b = 0; p->tiles && b < p->C; b += BLOCK) {      // every block of columns by itself
         const size_t n = (size_t)min_int(BLOCK, (int)padded(p->C) - b);
         uint8_t *to = p->tiles + ((size_t)(b / BLOCK) * (size_t)p->T + (size_t)t) * ROW_BYTES;
@@ -291,13 +324,16 @@ static void rows_job(void *arg, int job, int thread) {
 
 static void pack(void *panel, const Product *p, int j, int n, int k, int K) {
     const int unit = p->as == AS_BYTES ? 4 : 2;
+    const bool int4 = p->w.dtype == DT_INT4;
 #if defined(__x86_64__) || defined(MATMUL_TWINS)
     if (p->n->NR == 32) {                // all of AVX-512, and nothing else
-        pack_turned(panel, &p->w, j, n, k, K, p->as == AS_INT16);
+        if (int4) pack_groups_turned(panel, &p->w, j, n, k, K);
+        else pack_turned(panel, &p->w, j, n, k, K, p->as == AS_INT16);
         return;
     }
 #endif
-    pack_units(panel, &p->w, j, n, k, K, p->n->NR, unit, p->as == AS_INT16);
+    if (int4) pack_groups(panel, &p->w, j, n, k, K, p->n->NR, p->as == AS_BYTES);
+    else pack_units(panel, &p->w, j, n, k, K, p->n->NR, unit, p->as == AS_INT16);
 }
 
 static void block_job(void *arg, int job, int thread) {
@@ -308,7 +344,7 @@ static void block_job(void *arg, int job, int thread) {
     const int M = min_int(p->tall, p->T - m0), N = min_int(p->wide, p->OC - n0);
     const size_t OC = (size_t)p->OC;
     uint8_t *const panel = p->packed + (size_t)thread * NARROW_PACKED;
-    const float *wscale = p->w.scale;
+    const float *wscale = p->w.dtype == DT_INT8 ? p->w.scale : NULL;
     add_bias(p, m0, M, n0, N);
     for (int k = 0; k == 0 || k < p->C; k += KC) {
         const int K = min_int(KC, p->C - k);

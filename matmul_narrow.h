@@ -58,7 +58,7 @@ typedef struct {
     void (*tile)(float *out, size_t ldo, const float *base, size_t ldbase, const NarrowX *x, const void *w,
                  const float *wscale, Ahead *ahead, int mr, int n, int K);
     // x (C) -> a row as integers and the scale of each block; low: bytes to the low parts of AS_BYTES
-    void (*convert)(uint8_t *row, size_t low, float *scale, const float *x, int C, bool bytes);
+    void (*convert)(uint8_t *row, size_t low, float *scale, const float *x, int C, int as);
     Rows *rows;                  // NULL where few is 0
 } Narrow;
 

@@ -52,20 +52,9 @@ static inline int columns_in_64(int dtype) {
     return dtype == DT_F32 ? 16 : dtype == DT_BF16 ? 32 : dtype == DT_INT8 ? 64 : 128;
 }
 
-// Rows j .. j+n (n <= 16), their 64 bytes from column k on, `left` columns of which are there -> u[unit], a lane for
-// each row; zero where there is nothing.
-PACK_INLINE void turn(Units u[16], const Weights *w, size_t j, int n, size_t k, int left) {
-    const size_t bytes = bytes_of(w, (size_t)left);
-    Units r[16], c[16];
-    if (n == 16 && bytes >= 64) {
-#pragma GCC unroll 16
-        for (size_t i = 0; i < 16; i++) r[i] = (Units)*(const UnitsAt *)weight_at(w, j + i, k);
-    } else {
-        for (int i = 0; i < 16; i++) {
-            r[i] = (Units){0};
-            if (i < n) memcpy(&r[i], weight_at(w, j + (size_t)i, k), bytes < 64 ? bytes : 64);
-        }
-    }
+// 16 units of 16 rows -> unit i of each row in u[i].
+PACK_INLINE void turn16(Units u[16], const Units r[16]) {
+    Units c[16];
 #pragma GCC unroll 4
     for (int q = 0; q < 16; q += 4) {        // 128 bits number L of c[q+i]: unit 4 L + i of rows q to q+3
         const Units a = LOW32(r[q], r[q + 1]), b = HIGH32(r[q], r[q + 1]);
@@ -80,6 +69,22 @@ PACK_INLINE void turn(Units u[16], const Weights *w, size_t j, int n, size_t k, 
     }
 }
 
+// Rows j .. j+n (n <= 16), their 64 bytes from column k on, `left` columns of which are there -> u[unit], a lane for
+// each row; zero where there is nothing.
+PACK_INLINE void turn(Units u[16], const Weights *w, size_t j, int n, size_t k, int left) {
+    const size_t bytes = bytes_of(w, (size_t)left);
+    Units r[16];
+    if (n == 16 && bytes >= 64) {
+#pragma GCC unroll 16
+        for (size_t i = 0; i < 16; i++) r[i] = (Units)*(const UnitsAt *)weight_at(w, j + i, k);
+    } else {
+        for (int i = 0; i < 16; i++) {
+            r[i] = (Units){0};
+            if (i < n) memcpy(&r[i], weight_at(w, j + (size_t)i, k), bytes < 64 ? bytes : 64);
+        }
+    }
+    turn16(u, r);
+}
 // The scales of 16 rows: an INT8's, or an INT4's of the group that column k is in. 0 where there are none.
 PACK_INLINE UnitsFloat scales_of(const Weights *w, size_t j, int n, size_t k) {
     uint16_t half[16] = {0};
@@ -171,6 +176,38 @@ static inline PACK_TARGET void pack_turned(void *out, const Weights *w, int j, i
         else if (widen) units16(o, w, (size_t)(j + h), m, k, K, DT_INT8, true);
         else units16(o, w, (size_t)(j + h), m, k, K, DT_INT8, false);
     }
+}
+
+// int4 -> for each group of 32 columns 16 units of pairs and the scales, 32 each: as pack_groups() (matmul_narrow.c).
+PACK_INLINE void groups16(int32_t *out, const Weights *w, size_t j, int n, int k0, int K) {
+    const size_t groups = groups_of((size_t)K);
+    Units s[16], u[16];
+    for (size_t i = 0; i < 16; i++) {
+        uint16_t half[16] = {0};
+        const uint16_t *const scale = (const uint16_t *)w->scale + group_at(w, j + i, (size_t)k0);
+        if ((int)i < n && groups == 16) memcpy(half, scale, 32);
+        else if ((int)i < n) memcpy(half, scale, 2 * groups);
+        s[i] = (Units)floats_of_halves(half);
+    }
+    turn16(s, s);
+    for (size_t g = 0; g < groups; g++) {
+        int32_t *const o = out + g * (17 * 32);
+        if (g % 4 == 0) turn(u, w, j, n, (size_t)k0 + 32 * g, min_int(K - 32 * (int)g, 128));
+#pragma GCC unroll 4
+        for (size_t i = 0; i < 4; i++) {      // less 8, a nibble is a signed number of four bits
+            const UnitsShort t = (UnitsShort)(u[g % 4 * 4 + i] ^ (int32_t)0x88888888);
+            *(UnitsAt *)(o + i * 32) = (UnitsAt)(t << 12 >> 12);
+            *(UnitsAt *)(o + (4 + i) * 32) = (UnitsAt)(t << 8 >> 12);
+            *(UnitsAt *)(o + (8 + i) * 32) = (UnitsAt)(t << 4 >> 12);
+            *(UnitsAt *)(o + (12 + i) * 32) = (UnitsAt)(t >> 12);
+        }
+        *(UnitsAt *)(o + 16 * 32) = (UnitsAt)s[g];
+    }
+}
+
+static inline PACK_TARGET void pack_groups_turned(void *out, const Weights *w, int j, int n, int k, int K) {
+    for (int h = 0; h < 32; h += 16)
+        groups16((int32_t *)out + h, w, (size_t)(j + h), n - h < 0 ? 0 : min_int(n - h, 16), k, K);
 }
 
 #endif
