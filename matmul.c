@@ -40,7 +40,7 @@ enum {
     XS = KC + 16,            // floats between the rows of a copied tile: no power of two, they would share cache sets
     NC = 96,                 // columns of out in a job, a multiple of every NR; a head of 64, 80 or 88 fits
     NR_MAX = 32,
-    CHUNK_BYTES = 1 << 20,   // weights in a job of the memory-bound way
+    CHUNK_BYTES = 1 << 19,   // weights in a job of the memory-bound way
     AHEAD = 8192,            // bytes that few rows look further ahead
     BF16_FEW = 8,            // most rows of x that are not rounded for bf16 weights: memory is the limit there
     ROWS_ON_STACK = 336,     // of x in a small product, a multiple of every MR
@@ -250,8 +250,8 @@ static void block_job(void *arg, int job, int thread) {
     const int across = ceil_div(p->N, p->cols), m = job / across * p->rows, n = job % across * p->cols;
     const int M = min_int(p->rows, p->M - m), N = min_int(p->cols, p->N - n);
     add_bias(p, m, M, n, N);
-    for (int s = 0; s == 0 || s * KC < p->K; s++)       // the job that this thread will probably have next: threads on
-        multiply_step(p, p->x + ((size_t)s * (size_t)p->M + (size_t)m) * XS, m, M, n, N, s, n + p->threads * p->cols,
+    for (int s = 0; s == 0 || s * KC < p->K; s++)       // the neighbour is probably what this thread does next
+        multiply_step(p, p->x + ((size_t)s * (size_t)p->M + (size_t)m) * XS, m, M, n, N, s, n + p->cols,
                       p->panels + (size_t)thread * PANEL_FLOATS);
     finish(p, m, M, n, N);
 }

@@ -315,7 +315,7 @@ static void block_job(void *arg, int job, int thread) {
         const int calls = ceil_div(M, MR) * ceil_div(K, (p->as == AS_BYTES ? 4 : 2) * AHEAD_STEPS);
         const bool more = k > 0 || p->then == THEN_ADD, last = k + KC >= p->C;
         // asked of memory meanwhile: the next step, or the first one of the job that is probably this thread's next
-        const int next_k = last ? 0 : k + KC, next_n = last ? n0 + p->threads * p->wide : n0;
+        const int next_k = last ? 0 : k + KC, next_n = last ? n0 + p->wide : n0;
         for (int i = 0; i < N; i += NR) {
             const int nr = min_int(NR, N - i);
             Ahead ahead = ahead_of(&p->w, next_n + i, min_int(nr, p->OC - next_n - i), next_k,
@@ -341,7 +341,7 @@ uint64_t narrow_scratch_bytes(int threads) { return (uint64_t)threads * NARROW_P
 // The shapes of the jobs, as in matmul_then().
 static int plan_rows(Product *p, const Par *par) {
     const size_t row_bytes = bytes_of(&p->w, (size_t)p->C);
-    const size_t by_size = 4 + (1 << 20) / (row_bytes + 1), by_threads = (size_t)p->OC / (4 * (size_t)par->threads);
+    const size_t by_size = 4 + (1 << 19) / (row_bytes + 1), by_threads = (size_t)p->OC / (4 * (size_t)par->threads);
     p->wide = (int)(by_size < by_threads ? by_size : by_threads) / 4 * 4;
     if (p->wide < 4) p->wide = 4;
     return ceil_div(p->OC, p->wide);
