@@ -13,7 +13,7 @@
 
 enum {
     LEAST = 32 << 20,          // bytes of a file that are worth a thread
-    PIECE = 1 << 19,           // of a request, during which nothing else of this process can map memory
+    PIECE = 4 << 20,           // of a request; nothing else of this process can map memory meanwhile
     STACK_BYTES = 1 << 17
 };
 
