@@ -353,7 +353,7 @@ static void store_job(void *arg, int i, int thread) {
     memcpy(a->out + (size_t)i * 2 * I, a->x + (size_t)i * 3 * I + I, 2 * I * sizeof *a->x);
 }
 
-// Copies the K and V thirds of qkv into the cache. By all threads, because memory that is used for the first time costs.
+// Copies the K and V thirds of qkv into the cache; by all threads, because memory costs when it is used first.
 static void kv_store(Run *r, int l, const Pass *p) {
     // qkv (T, 3*IL)
     const int I = r->m->config.IL;
@@ -722,7 +722,10 @@ static uint64_t cpu_uploaded(const void *self, double *seconds) {
     return 0;
 }
 
+static uint64_t cpu_left_out(const void *self) { return skip_count(((const Run *)self)->skip).bytes; }
+
 const Backend backend_cpu = {
     .name = "cpu", .bytes_needed = cpu_bytes_needed, .open = cpu_open, .encode = cpu_encode, .prompt = cpu_prompt,
-    .step = cpu_step, .result = cpu_result, .uploaded = cpu_uploaded, .close = cpu_close,
+    .step = cpu_step, .result = cpu_result, .uploaded = cpu_uploaded, .left_out = cpu_left_out,
+    .close = cpu_close,
 };

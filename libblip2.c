@@ -271,6 +271,7 @@ void blip2_describe(const blip2 *b, blip2_info *out, size_t size) {
         .memory = backend_cpu.bytes_needed(m, &b->lim), .device = b->device ? b->backend->name : NULL,
         .threads = b->lim.threads, .tokenizer = tokenizer_kind(b->tokenizer), .ids = tokenizer_ids(b->tokenizer),
         .why_cpu = b->device && *b->why_cpu ? b->why_cpu : NULL, .upload_bytes = uploaded, .upload_seconds = seconds,
+        .left_out = b->device ? b->backend->left_out(b->device) : 0,
     };
     memset(out, 0, size);
     memcpy(out, &info, size < sizeof info ? size : sizeof info);

@@ -144,6 +144,7 @@ void skip_matmul(Skip *s, int i, float *out, const float *x, const Tensor *w, co
             matmul_living(out, x, w, s->memory + (size_t)i * s->bytes, b, s->live, n, T, par)) {
             s->count.rows += (uint64_t)w->cols;
             s->count.living += (uint64_t)n;
+            s->count.bytes += (uint64_t)(w->cols - n) * (s->bytes / (uint64_t)w->cols);
             return;
         }
     }

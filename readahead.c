@@ -28,8 +28,8 @@ struct ReadAhead {
     atomic_bool stop, done;
 };
 
-// Nothing depends on an answer. An old system knows no MADV_POPULATE_READ and is asked to read the piece, no more. A file
-// that was cut off meanwhile is an error here, not a signal.
+// Nothing depends on an answer. An old system knows no MADV_POPULATE_READ and is asked to read the piece, no more. A
+// file that was cut off meanwhile is an error here, not a signal.
 static int ask(char *at, size_t n) {
 #ifdef MADV_POPULATE_READ
     if (!madvise(at, n, MADV_POPULATE_READ)) return 0;

@@ -82,6 +82,7 @@ static void test_products(Tally *t, const char *isa) {
                     }
                 EXPECT(t, skip_count(skip).turned == 1 || !skip, "%d turned", skip_count(skip).turned);
                 const SkipCount c = skip_count(skip);
+                EXPECT(t, c.bytes == (c.rows - c.living) * (uint64_t)two->rows * (dtype == DT_F32 ? 4 : 2), "bytes");
                 EXPECT(t, !strcmp(isa, "plain") ? c.rows == 0 : c.rows && c.living < c.rows / 2,
                        "%s: %llu of %llu rows", isa, (unsigned long long)c.living, (unsigned long long)c.rows);
                 work_free(&w);
