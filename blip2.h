@@ -315,8 +315,8 @@ typedef struct {
     Hypothesis (*result)(void *self, int b, int rank);
     // Bytes of weights that open() copied to the device, and the seconds it took; 0 where they are used in place.
     uint64_t (*uploaded)(const void *self, double *seconds);
-    // Bytes of weights that decoding has left out since open(), because they would have been multiplied by zero; 0 where
-    // that is not counted.
+    // Bytes of weights that decoding has left out since open(), because they would have been multiplied by zero; 0
+    // where that is not counted.
     uint64_t (*left_out)(const void *self);
     void (*close)(void *self);
 } Backend;

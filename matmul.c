@@ -71,6 +71,7 @@ typedef struct {
     // of rows(). lanes: (T,VW,n) for them; n is a multiple of VW. NULL: there is none
     void (*living)(float *out, size_t ldo, const float *x, size_t ldx, const Weights *w, int j, const int *live,
                    int n_live, int T, int n, float *lanes);
+    Living8 *living8;        // the same for int8 weights and the integers of matmul_dot.h
 } Loops;
 
 struct MatmulKernels {
@@ -146,7 +147,7 @@ static void mix_plain(float *out, const float *s, const float *v, size_t ldv, in
 
 static const Loops loops_plain = {
     4, 4, 8, tile_plain, rows_plain, pack_plain, activate_plain, softmax_plain, norm_plain, scores_plain,
-    mix_plain, 1, NULL
+    mix_plain, 1, NULL, NULL
 };
 
 #include "matmul_isa.h"
@@ -346,14 +347,23 @@ static void living_job(void *arg, int job, int thread) {
                      p->x + thread * lane_floats(p->threads));
 }
 
+bool matmul_lives(int dtype, const Par *par) {
+    const MatmulKernels *k = par->kernels;
+    return dtype == DT_INT8 ? k->loops->living8 && k->int8 && k->int8->few > 0 :
+           dtype != DT_INT4 && k->loops->living;
+}
+
 bool matmul_living(float *out, const float *x, const Tensor *w, const void *turned, const float *b, const int *live,
                    int n, int T, const Par *par) {
     // x (T,C), turned (C,OC), b (OC) or NULL -> out (T,OC) += b + x w^T
     const Loops *loops = par->kernels->loops;
     const int OC = w->rows, C = w->cols, room = (int)lane_floats(par->threads) / (T * loops->VW) / 32 * 32;
-    if (w->dtype != DT_F32 && w->dtype != DT_BF16) return false;
-    if (!loops->living || T > loops->few || room < 32 || OC % 32 || C % 32) return false;
     char *const shared = (char *)par->scratch + panel_bytes(par->threads);
+    if (!matmul_lives(w->dtype, par) || T > loops->few || OC % 32 || C % 32) return false;
+    if (w->dtype == DT_INT8)
+        return narrow_living(par->kernels->int8, loops->living8, out, x,
+                             &(Weights){turned, w->scale, (size_t)OC, DT_INT8}, b, live, n, T, OC, C, shared, par);
+    if (room < 32) return false;
     Product p = {.out = out, .a = x, .b = {turned, NULL, (size_t)OC, w->dtype}, .bias = b, .ldo = (size_t)OC,
                  .lda = (size_t)C, .scale = 1, .M = T, .N = OC, .K = n, .loops = loops, .x = (float *)(void *)shared,
                  .threads = par->threads, .then = THEN_ADD, .live = live};

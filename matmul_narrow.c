@@ -46,13 +46,6 @@ static void convert_bf16(uint8_t *row, size_t low, const float *x, int C, bool t
     if (two) memset(rest + C, 0, 2 * (padded(C) - (size_t)C));
 }
 
-// Element (t,c) of x as an integer.
-static inline int narrow_x(const NarrowX *x, int as, int t, int c) {
-    const uint8_t *row = x->data + (size_t)t * x->ld;
-    return as == AS_BYTES ? (int8_t)row[c] * 256 + (int8_t)row[x->low + (size_t)c] :
-           ((const int16_t *)(const void *)row)[c];
-}
-
 // ---------------------------------------------------------------------------------------------------------
 // w (n,K) -> out (K/unit,N) units of four bytes, zero behind n, and behind K up to a multiple of 64.
 
@@ -385,6 +378,34 @@ bool narrow_matmul(const Narrow *n, float *out, const float *x, const Weights *w
         if (few) pool_run(worth ? par->pool : NULL, rows_job, &p, plan_rows(&p, par));
         else pool_run(worth ? par->pool : NULL, block_job, &p, plan_blocks(&p, par));
     }
+    return true;
+}
+
+typedef struct { Product p; Living8 *living; const int *live; int n_live; } LivingProduct;
+
+static void living_job(void *arg, int job, int thread) {
+    const LivingProduct *l = arg;
+    const Product *p = &l->p;
+    const int n = job * p->wide, N = min_int(p->wide, p->OC - n);
+    add_bias(p, 0, p->T, n, N);
+    l->living(p->out + n, (size_t)p->OC, &p->x, p->as, &p->w, n, l->live, l->n_live, p->T, N,
+              p->packed + (size_t)thread * NARROW_PACKED);
+}
+
+bool narrow_living(const Narrow *n, Living8 *living, float *out, const float *x, const Weights *turned, const float *b,
+                   const int *live, int n_live, int T, int OC, int C, void *scratch, const Par *par) {
+    // x (T,C), turned (C,OC), b (OC) or NULL -> out (T,OC) += b + x turned
+    const size_t ld = (padded(C) * 2 / 64 | 1) * 64, blocks = (size_t)ceil_div(C, BLOCK);
+    const int lanes = NARROW_PACKED / (2 * 4 * 16 * T) / 32 * 32;       // columns whose sums a thread has room for
+    if (T > n->few || n->few_as == AS_NIBBLES || lanes < 32 || NARROW_X / (ld + 4 * blocks) < (size_t)T) return false;
+    uint8_t *const rows = (uint8_t *)scratch + (size_t)par->threads * NARROW_PACKED;
+    LivingProduct l = {{.n = n, .out = out, .in = x, .w = *turned, .bias = b, .then = THEN_ADD, .T = T, .OC = OC,
+                        .C = C, .as = n->few_as, .threads = par->threads, .packed = scratch, .rows = rows,
+                        .scale = (float *)(void *)(rows + (size_t)T * ld)}, living, live, n_live};
+    l.p.x = (NarrowX){rows, ld, padded(C), l.p.scale, blocks};
+    l.p.wide = min_int(min_int(lanes, 256), ceil_div(OC, 4 * par->threads * 32) * 32);
+    pool_run((double)T * C > 1e5 ? par->pool : NULL, convert_job, &l.p, T);
+    pool_run(par->pool, living_job, &l, ceil_div(OC, l.p.wide));
     return true;
 }
 
