@@ -75,7 +75,7 @@ PARTS := $(filter-out $(BUILD)/main.o,$(OBJECTS))
 
 # Everything that BLIP-2 is goes into the library; the program is the rest; common.c and threads.c are in both.
 LIBRARY := $(patsubst %,$(BUILD)/%.o,libblip2 libblip2_% blip2 common device generate generate_% image image_% matmul \
-             matmul_% model model_% threads tokenizer tokenizer_% unicode_tables)
+             matmul_% model model_% readahead threads tokenizer tokenizer_% unicode_tables)
 LIBRARY := $(filter $(LIBRARY),$(OBJECTS))
 PROGRAM := $(filter-out $(LIBRARY),$(OBJECTS)) $(BUILD)/common.o $(BUILD)/threads.o
 ABI := $(shell sed -n 's/^\#define BLIP2_ABI *\([0-9]*\).*/\1/p' libblip2.h)

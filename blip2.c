@@ -127,8 +127,9 @@ static void probe(const Run *r, const float *x, int rows, int cols, const char *
 // ---------------------------------------------------------------------------------------------------------
 // 2. Operations.
 
-// Below so many elements, multiply-adds of attention, or elements of queries, waking threads costs more than they save.
-enum { WORTH = 1 << 16, WORTH_ATTENTION = 1 << 19, WORTH_PAST = 1 << 13 };
+// Below so many elements, multiply-adds of attention, or elements of keys and values, which come from memory, waking
+// threads costs more than they save.
+enum { WORTH = 1 << 16, WORTH_ATTENTION = 1 << 19, WORTH_PAST = 1 << 16 };
 
 enum { ROWS_A_JOB = 8, BLOCK = 4096 };
 
@@ -345,12 +346,19 @@ typedef struct { int T, b, t; } Pass;
 
 static int prompt_of(const Run *r, const Pass *p, int row) { return p->t < 0 ? p->b : r->row_prompt[row]; }
 
-// Copies the K and V thirds of qkv into the cache.
+static void store_job(void *arg, int i, int thread) {
+    const Rows *a = arg;
+    const size_t I = (size_t)a->C;
+    (void)thread;
+    memcpy(a->out + (size_t)i * 2 * I, a->x + (size_t)i * 3 * I + I, 2 * I * sizeof *a->x);
+}
+
+// Copies the K and V thirds of qkv into the cache; by all threads, because memory costs when it is used first.
 static void kv_store(Run *r, int l, const Pass *p) {
     // qkv (T, 3*IL)
-    const size_t I = r->m->config.IL;
-    float *to = p->t < 0 ? kv_prompt_at(r, l, p->b) : kv_new_at(r, l, p->t);
-    for (int i = 0; i < p->T; i++) memcpy(to + i * 2 * I, r->qkv + i * 3 * I + I, 2 * I * sizeof *to);
+    const int I = r->m->config.IL;
+    Rows rows = {.out = p->t < 0 ? kv_prompt_at(r, l, p->b) : kv_new_at(r, l, p->t), .x = r->qkv, .C = I};
+    pool_run((int64_t)p->T * 2 * I > WORTH ? r->par.pool : NULL, store_job, &rows, p->T);
 }
 
 // Attention of one query per row over that row's own past: n shared positions kv (n, 2*IL) of its prompt (from the
@@ -392,7 +400,9 @@ static void attend_past(float *out, const float *q, int ldq, int l, float scale,
                         int ldb, const Pass *p, const Run *r) {
     // q (T, IL) rows ldq apart -> out (T, IL)
     Past past = {out, q, bias, ldq, l, ldb, scale, cross, p, r};
-    pool_run(p->T * r->m->config.IL > WORTH_PAST ? r->par.pool : NULL, past_job, &past, p->T * r->m->config.HL);
+    const Config *c = &r->m->config;
+    const int b = prompt_of(r, p, 0), n = cross ? r->cross_T[b] : r->prompt_T[b] + p->t + 1;
+    pool_run((int64_t)p->T * n * 2 * c->IL > WORTH_PAST ? r->par.pool : NULL, past_job, &past, p->T * c->HL);
 }
 
 // ---------------------------------------------------------------------------------------------------------
@@ -712,7 +722,10 @@ static uint64_t cpu_uploaded(const void *self, double *seconds) {
     return 0;
 }
 
+static uint64_t cpu_left_out(const void *self) { return skip_count(((const Run *)self)->skip).bytes; }
+
 const Backend backend_cpu = {
     .name = "cpu", .bytes_needed = cpu_bytes_needed, .open = cpu_open, .encode = cpu_encode, .prompt = cpu_prompt,
-    .step = cpu_step, .result = cpu_result, .uploaded = cpu_uploaded, .close = cpu_close,
+    .step = cpu_step, .result = cpu_result, .uploaded = cpu_uploaded, .left_out = cpu_left_out,
+    .close = cpu_close,
 };

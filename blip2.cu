@@ -1080,6 +1080,11 @@ static uint64_t cuda_uploaded(const void *self, double *seconds) {
     return r->upload_bytes;
 }
 
+static uint64_t cuda_left_out(const void *self) {
+    (void)self;         // a count would have to be brought from the device
+    return 0;
+}
+
 extern "C" {
 
 // What device.c looks up in the shared object: the backend, a number that changes with the layout of what is passed,
@@ -1119,6 +1124,6 @@ int backend_cuda_find(int ordinal, Err *e) {
 }
 
 const Backend backend_cuda = {"cuda", cuda_bytes_needed, cuda_open, cuda_encode, cuda_prompt, cuda_step, cuda_result,
-                              cuda_uploaded, cuda_close};
+                              cuda_uploaded, cuda_left_out, cuda_close};
 
 }

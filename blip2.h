@@ -261,10 +261,9 @@ typedef struct {
 } Model;
 
 // Maps the file and checks every field before it is used: magic, version, checksum of header and directory, ranges,
-// overlaps, names, dtypes and shapes; every expected tensor present, none left over. Returns 0, or -1 with e.
+// overlaps, names, dtypes and shapes; every expected tensor present, none left over; no tensor data. Returns 0, or -1
+// with e.
 int model_open(Model *m, const char *path, Err *e);
-// Tells the system that all of the file will be needed soon. model_open reads no tensor data.
-void model_read_ahead(const Model *m);
 // Reads all tensor data once and compares its zlib crc32 with the directory. The first damaged tensor is named in e.
 int model_verify(const Model *m, Err *e);
 // Record i of the directory as a tensor with its name; false behind the last one. *bytes: data and scales.
@@ -316,6 +315,9 @@ typedef struct {
     Hypothesis (*result)(void *self, int b, int rank);
     // Bytes of weights that open() copied to the device, and the seconds it took; 0 where they are used in place.
     uint64_t (*uploaded)(const void *self, double *seconds);
+    // Bytes of weights that decoding has left out since open(), because they would have been multiplied by zero; 0
+    // where that is not counted.
+    uint64_t (*left_out)(const void *self);
     void (*close)(void *self);
 } Backend;
 

@@ -160,7 +160,9 @@ int blip2_start(blip2 *b, blip2_error *out) {
     if (found < 0) return failed(out, BLIP2_BAD_MODEL, &e);
     if (found > 0) snprintf(b->why_cpu, sizeof b->why_cpu, "%s", e.text);
     if (backend == &backend_cpu && check_memory(b, backend, &e)) return failed(out, BLIP2_BAD_MODEL, &e);
-    model_read_ahead(&b->model);
+    // Not where it would push its own beginning out of memory again.
+    const uint64_t bytes = b->model.file_bytes;
+    if (!b->ahead && available_memory() > bytes + bytes / 8) b->ahead = read_ahead_start(b->model.file, bytes);
     if (!b->pixels) b->pixels = malloc(S * S * 3);
     if (!b->pixels) {
         fail(&e, "no memory for an image of %zu pixels a side", S);
@@ -189,6 +191,7 @@ void blip2_close(blip2 *b) {
     if (!b) return;
     if (b->device) b->backend->close(b->device);
     tokenizer_close(b->tokenizer);
+    read_ahead_stop(b->ahead);
     model_close(&b->model);
     free(b->pixels);
     free(b->path);
@@ -268,6 +271,7 @@ void blip2_describe(const blip2 *b, blip2_info *out, size_t size) {
         .memory = backend_cpu.bytes_needed(m, &b->lim), .device = b->device ? b->backend->name : NULL,
         .threads = b->lim.threads, .tokenizer = tokenizer_kind(b->tokenizer), .ids = tokenizer_ids(b->tokenizer),
         .why_cpu = b->device && *b->why_cpu ? b->why_cpu : NULL, .upload_bytes = uploaded, .upload_seconds = seconds,
+        .left_out = b->device ? b->backend->left_out(b->device) : 0,
     };
     memset(out, 0, size);
     memcpy(out, &info, size < sizeof info ? size : sizeof info);

@@ -186,6 +186,7 @@ typedef struct {
     const char *why_cpu;         // once started with "auto" and that took the CPU: why; otherwise NULL
     uint64_t upload_bytes;       // weights that blip2_start copied to the device; 0: used where they are
     double upload_seconds;       // and how long that took
+    uint64_t left_out;           // bytes of weights that steps did not read, because neurons were zero; CPU only
 } blip2_info;
 // size: sizeof *out
 BLIP2_API void blip2_describe(const blip2 *b, blip2_info *out, size_t size);

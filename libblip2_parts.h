@@ -4,6 +4,7 @@
 
 #include "blip2.h"
 #include "libblip2.h"
+#include "readahead.h"
 #include "tokenizer.h"
 
 struct blip2 {
@@ -11,6 +12,7 @@ struct blip2 {
     blip2_settings settings;     // with strings of our own
     char *device_name, *cpu_isa;
     Model model;
+    ReadAhead *ahead;            // from blip2_start on, or NULL
     Tokenizer *tokenizer;
     Limits lim;                  // what the settings come to, from blip2_open on
     int ctx, max_ctx;            // tokens of prompt and answer

@@ -253,7 +253,9 @@ static int run(Program *p) {
     if (code) complain(e.text);
     else {
         code = p->o.chat ? chat(p) : all_images(p, &in);
-        timing_summary(&p->timing, info_step_bytes(p->model), strcmp(p->info.device, "cpu") ? 0 : p->info.threads);
+        blip2_describe(p->model, &p->info, sizeof p->info);
+        timing_summary(&p->timing, info_step_bytes(p->model), p->info.left_out,
+                       strcmp(p->info.device, "cpu") ? 0 : p->info.threads);
     }
     inputs_free(&in);
     return code;

@@ -44,7 +44,7 @@ enum {
     XS = KC + 16,            // floats between the rows of a copied tile: no power of two, they would share cache sets
     NC = 96,                 // columns of out in a job, a multiple of every NR; a head of 64, 80 or 88 fits
     NR_MAX = 32,
-    CHUNK_BYTES = 1 << 20,   // weights in a job of the memory-bound way
+    CHUNK_BYTES = 1 << 19,   // weights in a job of the memory-bound way
     AHEAD = 8192,            // bytes that few rows look further ahead
     BF16_FEW = 8,            // most rows of x that are not rounded for bf16 weights: memory is the limit there
     ROWS_ON_STACK = 336,     // of x in a small product, a multiple of every MR
@@ -80,6 +80,7 @@ typedef struct {
     // of rows(). lanes: (T,VW,n) for them; n is a multiple of VW. NULL: there is none
     void (*living)(float *out, size_t ldo, const float *x, size_t ldx, const Weights *w, int j, const int *live,
                    int n_live, int T, int n, float *lanes);
+    Living8 *living8;        // the same for int8 weights and the integers of matmul_dot.h
 } Loops;
 
 struct MatmulKernels {
@@ -154,7 +155,7 @@ static void mix_plain(float *out, const float *s, const float *v, size_t ldv, in
 
 static const Loops loops_plain = {
     4, 4, 8, tile_plain, NULL, rows_plain, pack_plain, activate_plain, softmax_plain, norm_plain, scores_plain,
-    mix_plain, 1, NULL
+    mix_plain, 1, NULL, NULL
 };
 
 #include "matmul_isa.h"
@@ -258,8 +259,8 @@ static void block_job(void *arg, int job, int thread) {
     const int across = ceil_div(p->N, p->cols), m = job / across * p->rows, n = job % across * p->cols;
     const int M = min_int(p->rows, p->M - m), N = min_int(p->cols, p->N - n);
     add_bias(p, m, M, n, N);
-    for (int s = 0; s == 0 || s * KC < p->K; s++)       // the job that this thread will probably have next: threads on
-        multiply_step(p, p->x + ((size_t)s * (size_t)p->M + (size_t)m) * XS, m, M, n, N, s, n + p->threads * p->cols,
+    for (int s = 0; s == 0 || s * KC < p->K; s++)       // the neighbour is probably what this thread does next
+        multiply_step(p, p->x + ((size_t)s * (size_t)p->M + (size_t)m) * XS, m, M, n, N, s, n + p->cols,
                       p->panels + (size_t)thread * PANEL_FLOATS);
     finish(p, m, M, n, N);
 }
@@ -365,14 +366,23 @@ static void living_job(void *arg, int job, int thread) {
                      p->x + thread * lane_floats(p->threads));
 }
 
+bool matmul_lives(int dtype, const Par *par) {
+    const MatmulKernels *k = par->kernels;
+    return dtype == DT_INT8 ? k->loops->living8 && k->int8 && k->int8->few > 0 :
+           dtype != DT_INT4 && k->loops->living;
+}
+
 bool matmul_living(float *out, const float *x, const Tensor *w, const void *turned, const float *b, const int *live,
                    int n, int T, const Par *par) {
     // x (T,C), turned (C,OC), b (OC) or NULL -> out (T,OC) += b + x w^T
     const Loops *loops = par->kernels->loops;
     const int OC = w->rows, C = w->cols, room = (int)lane_floats(par->threads) / (T * loops->VW) / 32 * 32;
-    if (w->dtype != DT_F32 && w->dtype != DT_BF16) return false;
-    if (!loops->living || T > loops->few || room < 32 || OC % 32 || C % 32) return false;
     char *const shared = (char *)par->scratch + panel_bytes(par->threads);
+    if (!matmul_lives(w->dtype, par) || T > loops->few || OC % 32 || C % 32) return false;
+    if (w->dtype == DT_INT8)
+        return narrow_living(par->kernels->int8, loops->living8, out, x,
+                             &(Weights){turned, w->scale, (size_t)OC, DT_INT8}, b, live, n, T, OC, C, shared, par);
+    if (room < 32) return false;
     Product p = {.out = out, .a = x, .b = {turned, NULL, (size_t)OC, w->dtype}, .bias = b, .ldo = (size_t)OC,
                  .lda = (size_t)C, .scale = 1, .M = T, .N = OC, .K = n, .loops = loops, .x = (float *)(void *)shared,
                  .threads = par->threads, .then = THEN_ADD, .live = live};

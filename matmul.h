@@ -35,10 +35,12 @@ enum { THEN_NOTHING = ACT_GELU_TANH + 1, THEN_ADD };
 void matmul_then(float *out, const float *x, const Tensor *w, const float *b, int then, int T, const Par *par);
 
 // x (T,C), of which only columns live (n), ascending, are not all zero, w (OC,C), turned: w as (C,OC), b (OC) or NULL
-// -> out (T,OC) += b + x w^T, to the bit as matmul_then(THEN_ADD) has it. F32 and BF16 with OC and C multiples of 32.
-// False: these inner loops, or so many rows, have no such sums; nothing done.
+// -> out (T,OC) += b + x w^T, to the bit as matmul_then(THEN_ADD) has it. OC and C multiples of 32. False: these inner
+// loops, or so many rows, have no such sums; nothing done.
 bool matmul_living(float *out, const float *x, const Tensor *w, const void *turned, const float *b, const int *live,
                    int n, int T, const Par *par);
+// Whether these inner loops have them for weights of that dtype.
+bool matmul_lives(int dtype, const Par *par);
 
 // a (M,K), b (N,K) -> out (M,N) = scale * a b^T; lda, ldb, ldo are row strides in floats.
 void gemm_nt(float *out, int ldo, const float *a, int lda, const float *b, int ldb, float scale, int M, int N, int K,

@@ -14,8 +14,9 @@
 //   PACK         another function than pack()
 //
 // In order: vector types and loads; tile(), the heart of the large products; rows(), for a few rows of x against a
-// stream of weights, and arrange(), which puts x in order for it; living(), the same for weights that lie on their side and rows of x that are mostly zero; pack(),
-// which turns weights for tile(); matmul_math.h. matmul.c draws the
+// stream of weights, and arrange(), which puts x in order for it; living(), the same for weights that lie on their
+// side and rows of x that are mostly zero; pack(), which turns weights for tile(); living() for int8
+// (matmul_living.h); matmul_math.h. matmul.c draws the
 // layouts and says when each is used, and holds the same functions in plain C.
 // Not here: threads, blocking, the choice of an instruction set.
 
@@ -393,11 +394,12 @@ static TARGET void NAME(pack)(float *out, const Weights *w, int j0, int n, int k
 #define PACK NAME(pack)
 #endif
 
+#include "matmul_living.h"
 #include "matmul_math.h"
 
 static const Loops NAME(loops) = {
     MR, 2 * VW, FEW, NAME(tile), NAME(arrange), NAME(rows), PACK, NAME(activate), NAME(softmax), NAME(norm),
-    NAME(scores), NAME(mix), VW, NAME(living)
+    NAME(scores), NAME(mix), VW, NAME(living), NAME(living8)
 };
 
 #undef PACK

@@ -130,12 +130,16 @@ static TARGET void NAME(norm)(float *out, const float *x, const float *w, const 
     for (; i < C; i++) out[i] = (x[i] - mean) * s * w[i] + (b ? b[i] : 0);
 }
 
-// q (A), k (n,A) with rows ldk apart -> s (n) = k q
+// q (A), k (n,A) with rows ldk apart -> s (n) = k q. Keys come from memory; behind them in their row lie those of the
+// head that is probably next.
 static TARGET void NAME(scores)(float *s, const float *q, const float *k, size_t ldk, int n, int A) {
     for (int j = 0; j < n; j++, k += ldk) {
         V v = NAME(splat)(0);
         int i = 0;
-        for (; i + VW <= A; i += VW) v = FMA(NAME(load)(q + i), NAME(load)(k + i), v);
+        for (; i + VW <= A; i += VW) {
+            __builtin_prefetch(k + A + i);
+            v = FMA(NAME(load)(q + i), NAME(load)(k + i), v);
+        }
         float sum = NAME(sum)(v);
         for (; i < A; i++) sum += q[i] * k[i];
         s[j] = sum;
@@ -147,7 +151,10 @@ static TARGET void NAME(mix)(float *out, const float *s, const float *v, size_t 
     int i = 0;
     for (; i + VW <= A; i += VW) {
         V o = NAME(load)(out + i);
-        for (int j = 0; j < n; j++) o = FMA(NAME(splat)(s[j]), NAME(load)(v + (size_t)j * ldv + i), o);
+        for (int j = 0; j < n; j++) {
+            __builtin_prefetch(v + (size_t)j * ldv + A + i);         // as in scores()
+            o = FMA(NAME(splat)(s[j]), NAME(load)(v + (size_t)j * ldv + i), o);
+        }
         *(V *)(out + i) = o;
     }
     for (; i < A; i++)

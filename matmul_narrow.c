@@ -46,13 +46,6 @@ static void convert_bf16(uint8_t *row, size_t low, const float *x, int C, bool t
     if (two) memset(rest + C, 0, 2 * (padded(C) - (size_t)C));
 }
 
-// Element (t,c) of x as an integer.
-static inline int narrow_x(const NarrowX *x, int as, int t, int c) {
-    const uint8_t *row = x->data + (size_t)t * x->ld;
-    return as == AS_BYTES ? (int8_t)row[c] * 256 + (int8_t)row[x->low + (size_t)c] :
-           ((const int16_t *)(const void *)row)[c];
-}
-
 // ---------------------------------------------------------------------------------------------------------
 // w (n,K) -> out (K/unit,N) units of four bytes, zero behind n, and behind K up to a multiple of 64.
 
@@ -351,7 +344,7 @@ static void block_job(void *arg, int job, int thread) {
         const int calls = ceil_div(M, MR) * ceil_div(K, (p->as == AS_BYTES ? 4 : 2) * AHEAD_STEPS);
         const bool more = k > 0 || p->then == THEN_ADD, last = k + KC >= p->C;
         // asked of memory meanwhile: the next step, or the first one of the job that is probably this thread's next
-        const int next_k = last ? 0 : k + KC, next_n = last ? n0 + p->threads * p->wide : n0;
+        const int next_k = last ? 0 : k + KC, next_n = last ? n0 + p->wide : n0;
         for (int i = 0; i < N; i += NR) {
             const int nr = min_int(NR, N - i);
             Ahead ahead = ahead_of(&p->w, next_n + i, min_int(nr, p->OC - next_n - i), next_k,
@@ -377,7 +370,7 @@ uint64_t narrow_scratch_bytes(int threads) { return (uint64_t)threads * NARROW_P
 // The shapes of the jobs, as in matmul_then().
 static int plan_rows(Product *p, const Par *par) {
     const size_t row_bytes = bytes_of(&p->w, (size_t)p->C);
-    const size_t by_size = 4 + (1 << 20) / (row_bytes + 1), by_threads = (size_t)p->OC / (4 * (size_t)par->threads);
+    const size_t by_size = 4 + (1 << 19) / (row_bytes + 1), by_threads = (size_t)p->OC / (4 * (size_t)par->threads);
     p->wide = (int)(by_size < by_threads ? by_size : by_threads) / 4 * 4;
     if (p->wide < 4) p->wide = 4;
     return ceil_div(p->OC, p->wide);
@@ -421,6 +414,34 @@ bool narrow_matmul(const Narrow *n, float *out, const float *x, const Weights *w
         if (few) pool_run(worth ? par->pool : NULL, rows_job, &p, plan_rows(&p, par));
         else pool_run(worth ? par->pool : NULL, block_job, &p, plan_blocks(&p, par));
     }
+    return true;
+}
+
+typedef struct { Product p; Living8 *living; const int *live; int n_live; } LivingProduct;
+
+static void living_job(void *arg, int job, int thread) {
+    const LivingProduct *l = arg;
+    const Product *p = &l->p;
+    const int n = job * p->wide, N = min_int(p->wide, p->OC - n);
+    add_bias(p, 0, p->T, n, N);
+    l->living(p->out + n, (size_t)p->OC, &p->x, p->as, &p->w, n, l->live, l->n_live, p->T, N,
+              p->packed + (size_t)thread * NARROW_PACKED);
+}
+
+bool narrow_living(const Narrow *n, Living8 *living, float *out, const float *x, const Weights *turned, const float *b,
+                   const int *live, int n_live, int T, int OC, int C, void *scratch, const Par *par) {
+    // x (T,C), turned (C,OC), b (OC) or NULL -> out (T,OC) += b + x turned
+    const size_t ld = (padded(C) * 2 / 64 | 1) * 64, blocks = (size_t)ceil_div(C, BLOCK);
+    const int lanes = NARROW_PACKED / (2 * 4 * 16 * T) / 32 * 32;       // columns whose sums a thread has room for
+    if (T > n->few || n->few_as == AS_NIBBLES || lanes < 32 || NARROW_X / (ld + 4 * blocks) < (size_t)T) return false;
+    uint8_t *const rows = (uint8_t *)scratch + (size_t)par->threads * NARROW_PACKED;
+    LivingProduct l = {{.n = n, .out = out, .in = x, .w = *turned, .bias = b, .then = THEN_ADD, .T = T, .OC = OC,
+                        .C = C, .as = n->few_as, .threads = par->threads, .packed = scratch, .rows = rows,
+                        .scale = (float *)(void *)(rows + (size_t)T * ld)}, living, live, n_live};
+    l.p.x = (NarrowX){rows, ld, padded(C), l.p.scale, blocks};
+    l.p.wide = min_int(min_int(lanes, 256), ceil_div(OC, 4 * par->threads * 32) * 32);
+    pool_run((double)T * C > 1e5 ? par->pool : NULL, convert_job, &l.p, T);
+    pool_run(par->pool, living_job, &l, ceil_div(OC, l.p.wide));
     return true;
 }
 

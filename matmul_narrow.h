@@ -43,6 +43,13 @@ typedef struct {
     size_t ldscale;
 } NarrowX;
 
+// Element (t,c) of x as an integer.
+static inline int narrow_x(const NarrowX *x, int as, int t, int c) {
+    const uint8_t *row = x->data + (size_t)t * x->ld;
+    return as == AS_BYTES ? (int8_t)row[c] * 256 + (int8_t)row[x->low + (size_t)c] :
+           ((const int16_t *)(const void *)row)[c];
+}
+
 // x (T,C), rows j .. j+n of w (,C) -> out (T,n) = base (T,n) + x w^T; base NULL is zero.
 typedef void Rows(float *out, size_t ldo, const float *base, size_t ldbase, const NarrowX *x, const Weights *w, int j,
                   int T, int n, int C);
@@ -69,6 +76,17 @@ extern const Narrow narrow_madd256, narrow_madd512, narrow_vnni256, narrow_vnni5
 // For int4 weights; few rows of x only.
 extern const Narrow narrow_int4_madd256, narrow_int4_madd512, narrow_int4_vnni256, narrow_int4_vnni512,
                     narrow_int4_sdot;
+
+// x (T,C), stored as `as`; w (C,ld), int8 weights turned, with the scales (ld) of its columns, of which j .. j+n; live
+// (n_live): its rows that are not multiplied by zeros only -> out (T,n) += x w, the sums of rows() for w as it was; n a
+// multiple of 32; lanes: NARROW_PACKED bytes. In matmul_living.h, because it needs nothing but vectors.
+typedef void Living8(float *out, size_t ldo, const NarrowX *x, int as, const Weights *w, int j, const int *live,
+                     int n_live, int T, int n, void *lanes);
+
+// x (T,C), turned (C,OC) with scales (OC) -> out (T,OC) += b + x turned, by all threads. False: too many rows of x for
+// rows(); nothing done.
+bool narrow_living(const Narrow *n, Living8 *living, float *out, const float *x, const Weights *turned, const float *b,
+                   const int *live, int n_live, int T, int OC, int C, void *scratch, const Par *par);
 
 // Asks the system for the tile registers. False: no, or not Linux.
 bool narrow_amx_allowed(void);

@@ -33,9 +33,9 @@ struct Skip {
 
 Skip *skip_open(const Tensor *w, size_t stride, int n, bool mapped, size_t least,
                 int patience) {
-    // Only whole vectors, so that the lanes of a sum are the same; other dtypes have scales that lie along rows.
-    if (n < 1 || (w->dtype != DT_F32 && w->dtype != DT_BF16) || w->rows % SIDE || w->cols % SIDE) return NULL;
-    const size_t bytes = (size_t)w->rows * (size_t)w->cols * (w->dtype == DT_F32 ? 4 : 2);
+    // Only whole vectors, so that the lanes of a sum are the same; int4 has scales that lie along rows.
+    if (n < 1 || w->dtype == DT_INT4 || w->rows % SIDE || w->cols % SIDE) return NULL;
+    const size_t bytes = (size_t)w->rows * (size_t)w->cols * (w->dtype == DT_F32 ? 4 : w->dtype == DT_BF16 ? 2 : 1);
     Skip *s = bytes < least || bytes > SIZE_MAX / 2 / (size_t)n ? NULL : calloc(1, sizeof *s);
     if (!s) return NULL;
     *s = (Skip){.n = n, .bytes = bytes, .mapped = mapped, .patience = patience, .count.matrices = n};
@@ -61,7 +61,7 @@ void skip_close(Skip *s) {
 SkipCount skip_count(const Skip *s) { return s ? s->count : (SkipCount){0}; }
 
 // ---------------------------------------------------------------------------------------------------------
-// Turning: w (OC,C) -> out (C,OC), a job for SIDE columns of w. Squares of 8 x 8 in bf16 are turned in registers.
+// Turning: w (OC,C) -> out (C,OC), a job for SIDE columns of w. Squares of 8 x 8 are turned in registers.
 
 typedef struct { const Tensor *w; uint8_t *out; } Turning;
 
@@ -87,6 +87,22 @@ static void turn_bf16(uint16_t *out, const uint16_t *w, size_t OC, size_t C) {
     for (size_t i = 0; i < 8; i++) *(eight *)(out + i * OC) = r[at[i]];
 }
 
+// Squares of 8 x 8 bytes, a row in a word: halves of words change places with those four rows on, then quarters two
+// rows on, then bytes.
+static void turn_int8(uint8_t *out, const uint8_t *w, size_t OC, size_t C) {
+    // w (8,8) rows C apart -> out (8,8) rows OC apart
+    static const uint64_t mask[3] = {0x00000000FFFFFFFF, 0x0000FFFF0000FFFF, 0x00FF00FF00FF00FF};
+    uint64_t r[8];
+    for (size_t i = 0; i < 8; i++) memcpy(&r[i], w + i * C, 8);
+    for (int s = 0, d = 4; s < 3; s++, d /= 2)
+        for (int i = 0; i < 8; i++) {
+            if (i & d) continue;
+            const uint64_t other = (r[i] >> 8 * d ^ r[i + d]) & mask[s];
+            r[i] ^= other << 8 * d, r[i + d] ^= other;
+        }
+    for (size_t i = 0; i < 8; i++) memcpy(out + i * OC, &r[i], 8);
+}
+
 static void turn_job(void *arg, int job, int thread) {
     const Turning *t = arg;
     const size_t OC = (size_t)t->w->rows, C = (size_t)t->w->cols, c0 = (size_t)job * SIDE;
@@ -95,6 +111,12 @@ static void turn_job(void *arg, int job, int thread) {
         for (size_t j = 0; j < OC; j += 8)
             for (size_t c = c0; c < c0 + SIDE; c += 8)
                 turn_bf16((uint16_t *)(void *)t->out + c * OC + j, (const uint16_t *)t->w->data + j * C + c, OC, C);
+        return;
+    }
+    if (t->w->dtype == DT_INT8) {
+        for (size_t j = 0; j < OC; j += 8)
+            for (size_t c = c0; c < c0 + SIDE; c += 8)
+                turn_int8(t->out + c * OC + j, (const uint8_t *)t->w->data + j * C + c, OC, C);
         return;
     }
     for (size_t j = 0; j < OC; j++)
@@ -138,12 +160,13 @@ void skip_matmul(Skip *s, int i, float *out, const float *x, const Tensor *w, co
         Matrix *m = &s->matrix[i];
         const int n = living(s->live, x, T, w->cols);
         m->sparse = n <= w->cols / 4 ? m->sparse + 1 : 0;
-        if (!m->turned && m->sparse >= s->patience + i) turn(s, i, par);
+        if (!m->turned && m->sparse >= s->patience + i && matmul_lives(w->dtype, par)) turn(s, i, par);
         // Above a half, rows far apart cost more than a whole matrix in order.
         if (m->turned && n <= w->cols / 2 &&
             matmul_living(out, x, w, s->memory + (size_t)i * s->bytes, b, s->live, n, T, par)) {
             s->count.rows += (uint64_t)w->cols;
             s->count.living += (uint64_t)n;
+            s->count.bytes += (uint64_t)(w->cols - n) * (s->bytes / (uint64_t)w->cols);
             return;
         }
     }

@@ -40,6 +40,7 @@ void skip_matmul(Skip *s, int i, float *out, const float *x, const Tensor *w, co
 typedef struct {
     int turned, matrices;
     uint64_t rows, living;       // of all products with a turned matrix: its rows, and how many of them were read
+    uint64_t bytes;              // of the rows that were not
 } SkipCount;
 SkipCount skip_count(const Skip *s);
 

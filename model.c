@@ -362,9 +362,6 @@ int model_open(Model *m, const char *path, Err *e) {
     return 0;
 }
 
-// Reading ahead is much faster than one page fault after the other.
-void model_read_ahead(const Model *m) { madvise((void *)(uintptr_t)m->file, m->file_bytes, MADV_WILLNEED); }
-
 int model_verify(const Model *m, Err *e) {
     uint64_t end = read_u64(m->file + 16);
     for (int i = 0; i <= m->n_tensors; i++) {

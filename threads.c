@@ -2,11 +2,18 @@
 //
 // In order: the pool, one thread's share of the work, the helpers' loop, waiting for the last job, public functions.
 //
-// `left` counts jobs that nobody has begun; whoever lowers it from n to n-1 does job (jobs - n). `open` counts jobs
-// that are not done. The fields that describe the work are written while both are zero and read only by who has begun a
-// job, so that a helper that comes late finds either nothing to do or the next piece of work. Between two pieces of
-// work helpers spin for some microseconds, since a forward pass is many small ones; then they sleep, and so does the
-// caller when it waits for a job whose thread has lost its core: the system can then move that thread over here.
+// Each thread has a range of neighbouring jobs of its own and takes them from the front, so that its jobs continue each
+// other in memory: what the end of one asks of memory ahead, the next one finds there. Who has none left takes from the
+// back of the others' ranges. A range is one word, so that a job is taken by one exchange:
+//
+//     jobs      0 1 2 3 4 5 6 7 8 9         thread 0 ->        <- thread 1, once its own are gone
+//     ranges    [thread 0 ) [thread 1 )                 thread 1 ->
+//
+// `open` counts jobs that are not done. The fields that describe the work are written while it is zero and read only by
+// who has taken a job, so that a helper that comes late finds either nothing to do or the next piece of work. Between
+// two pieces of work helpers spin for some microseconds, since a forward pass is many small ones; then they sleep, and
+// so does the caller when it waits for a job whose thread has lost its core: the system can then move that thread over
+// here.
 #include "threads.h"
 
 #include <pthread.h>
@@ -14,6 +21,7 @@
 #include <signal.h>
 #include <stdatomic.h>
 #include <stdbool.h>
+#include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -22,21 +30,22 @@ enum {
     STACK_BYTES = 1 << 21
 };
 
-typedef struct { Pool *pool; pthread_t id; int thread; } Helper;
+// The jobs from .. to-1 of a thread that nobody has begun: from in the upper half, to in the lower.
+typedef struct { _Alignas(64) _Atomic uint64_t jobs; Pool *pool; pthread_t id; int thread; } Share;
 
 struct Pool {
-    _Alignas(64) atomic_int left;
     _Alignas(64) atomic_int open;
     _Alignas(64) Job *run;
     void *arg;
-    int jobs;
-    int threads, spins;
+    int shares;                 // threads asked for
+    int threads;                // threads there are; only the caller looks at it
+    int spins;
     atomic_int asleep;          // helpers that wait for `work`
     atomic_bool waiting;        // the caller waits for `done`
     bool stop;                  // under the lock
     pthread_mutex_t lock;
     pthread_cond_t work, done;
-    Helper helper[];            // (threads - 1)
+    Share share[];              // (threads), the caller's first
 };
 
 static inline void pause_briefly(void) {
@@ -49,32 +58,56 @@ static inline void pause_briefly(void) {
 
 // ---------------------------------------------------------------------------------------------------------
 
+static uint64_t range(int from, int to) { return (uint64_t)(uint32_t)from << 32 | (uint32_t)to; }
+static int range_from(uint64_t r) { return (int)(r >> 32); }
+static int range_to(uint64_t r) { return (int)(uint32_t)r; }
+
+// A job of s, from its front or its back; -1 when there is none.
+static int take(Share *s, bool front) {
+    uint64_t r = atomic_load_explicit(&s->jobs, memory_order_relaxed);
+    while (range_from(r) < range_to(r)) {
+        const uint64_t rest = front ? range(range_from(r) + 1, range_to(r)) : range(range_from(r), range_to(r) - 1);
+        if (atomic_compare_exchange_weak(&s->jobs, &r, rest)) return front ? range_from(r) : range_to(r) - 1;
+    }
+    return -1;
+}
+
+static bool any(Pool *p) {
+    for (int i = 0; i < p->shares; i++) {
+        const uint64_t r = atomic_load(&p->share[i].jobs);
+        if (range_from(r) < range_to(r)) return true;
+    }
+    return false;
+}
+
 // Does jobs until none is left.
 static void work(Pool *p, int thread) {
-    int n = atomic_load(&p->left);
-    while (n > 0) {
-        if (!atomic_compare_exchange_weak(&p->left, &n, n - 1)) continue;
-        p->run(p->arg, p->jobs - n, thread);
+    for (int i = 0; i < p->shares; ) {
+        const int whose = (thread + i) % p->shares, job = take(&p->share[whose], i == 0);
+        if (job < 0) {
+            i++;
+            continue;
+        }
+        p->run(p->arg, job, thread);
         if (atomic_fetch_sub(&p->open, 1) == 1 && atomic_load(&p->waiting)) {
             pthread_mutex_lock(&p->lock);
             pthread_cond_signal(&p->done);
             pthread_mutex_unlock(&p->lock);
         }
-        n = atomic_load(&p->left);
     }
 }
 
 static void *help(void *arg) {
-    const Helper *h = arg;
-    Pool *p = h->pool;
+    const Share *s = arg;
+    Pool *p = s->pool;
     for (;;) {
-        work(p, h->thread);
-        for (int i = 0; i < p->spins && atomic_load_explicit(&p->left, memory_order_relaxed) <= 0; i++) pause_briefly();
-        if (atomic_load(&p->left) > 0) continue;
+        work(p, s->thread);
+        for (int i = 0; i < p->spins && !any(p); i++) pause_briefly();
+        if (any(p)) continue;
         pthread_mutex_lock(&p->lock);
         // Said before the last look, so that a caller that brings work after that look sees it and wakes us.
         atomic_fetch_add(&p->asleep, 1);
-        while (!p->stop && atomic_load(&p->left) <= 0) pthread_cond_wait(&p->work, &p->lock);
+        while (!p->stop && !any(p)) pthread_cond_wait(&p->work, &p->lock);
         atomic_fetch_sub(&p->asleep, 1);
         const bool stop = p->stop;
         pthread_mutex_unlock(&p->lock);
@@ -104,10 +137,11 @@ static int processors(void) {
 }
 
 Pool *pool_open(int threads) {
-    const size_t bytes = (sizeof(Pool) + (size_t)threads * sizeof(Helper) + 63) / 64 * 64;
+    const size_t bytes = sizeof(Pool) + (size_t)threads * sizeof(Share);
     Pool *p = aligned_alloc(64, bytes);
     if (!p) return NULL;
-    *p = (Pool){.threads = 1, .spins = threads <= processors() ? SPINS : 0};
+    *p = (Pool){.shares = threads, .threads = 1, .spins = threads <= processors() ? SPINS : 0};
+    for (int i = 0; i < threads; i++) p->share[i] = (Share){.pool = p, .thread = i};
     pthread_mutex_init(&p->lock, NULL);
     pthread_cond_init(&p->work, NULL);
     pthread_cond_init(&p->done, NULL);
@@ -118,9 +152,8 @@ Pool *pool_open(int threads) {
     sigfillset(&all);
     pthread_sigmask(SIG_SETMASK, &all, &before);        // signals are the caller's business
     while (p->threads < threads) {
-        Helper *h = &p->helper[p->threads - 1];
-        *h = (Helper){.pool = p, .thread = p->threads};
-        if (pthread_create(&h->id, &attr, help, h)) break;
+        Share *s = &p->share[p->threads];
+        if (pthread_create(&s->id, &attr, help, s)) break;
         p->threads++;
     }
     pthread_sigmask(SIG_SETMASK, &before, NULL);
@@ -134,7 +167,7 @@ void pool_close(Pool *p) {
     p->stop = true;
     pthread_cond_broadcast(&p->work);
     pthread_mutex_unlock(&p->lock);
-    for (int i = 0; i < p->threads - 1; i++) pthread_join(p->helper[i].id, NULL);
+    for (int i = 1; i < p->threads; i++) pthread_join(p->share[i].id, NULL);
     pthread_cond_destroy(&p->done);
     pthread_cond_destroy(&p->work);
     pthread_mutex_destroy(&p->lock);
@@ -151,9 +184,10 @@ void pool_run(Pool *p, Job *run, void *arg, int jobs) {
     if (jobs <= 0) return;
     p->run = run;
     p->arg = arg;
-    p->jobs = jobs;
     atomic_store(&p->open, jobs);
-    atomic_store(&p->left, jobs);
+    for (int i = 0; i < p->threads; i++)
+        atomic_store(&p->share[i].jobs, range((int)((int64_t)jobs * i / p->threads),
+                                              (int)((int64_t)jobs * (i + 1) / p->threads)));
     if (atomic_load(&p->asleep) > 0) {
         pthread_mutex_lock(&p->lock);
         pthread_cond_broadcast(&p->work);

@@ -1,4 +1,4 @@
-// threads.h: a pool of threads that hands out jobs one by one.
+// threads.h: a pool of threads that hands out jobs one by one, neighbours to the same thread as long as there are any.
 //
 // Made for machines that are shared: a thread that does not get its core takes no job, so nobody waits for it; only a
 // job that was begun is waited for. The caller works too. A pool belongs to one caller at a time; pools share nothing,

@@ -33,9 +33,12 @@ void timing_decode(Timing *t, int steps) {
     timing_stage(t, stage);
 }
 
-void timing_speed(char *out, size_t size, const Timing *t, uint64_t step_bytes, double memory) {
-    const double rate = (double)t->passes / t->decode_seconds, bytes = rate * (double)step_bytes;
-    int n = snprintf(out, size, "speed: %.2f tokens/s, decoding read %.2f GB/s of weights", rate, bytes / 1e9);
+void timing_speed(char *out, size_t size, const Timing *t, uint64_t step_bytes, uint64_t left_out, double memory) {
+    const double all = (double)t->passes * (double)step_bytes, bytes = (all - (double)left_out) / t->decode_seconds;
+    char less[48] = "";
+    if (left_out) snprintf(less, sizeof less, " (%.0f %% left out: zero neurons)", 100 * (double)left_out / all);
+    int n = snprintf(out, size, "speed: %.2f tokens/s, decoding read %.2f GB/s of weights%s",
+                     (double)t->passes / t->decode_seconds, bytes / 1e9, less);
     if (n < 0 || (size_t)n >= size) return;
     if (memory > 0)
         snprintf(out + n, size - (size_t)n, ", %.0f %% of the %.2f GB/s that memory gave in a quick test",
@@ -44,14 +47,14 @@ void timing_speed(char *out, size_t size, const Timing *t, uint64_t step_bytes, 
         snprintf(out + n, size - (size_t)n, " (%.2f MB, which caches hold)", (double)step_bytes / 1e6);
 }
 
-void timing_summary(const Timing *t, uint64_t step_bytes, int threads) {
+void timing_summary(const Timing *t, uint64_t step_bytes, uint64_t left_out, int threads) {
     if (!t->on) return;
     struct rusage use;
     const int failed = getrusage(RUSAGE_SELF, &use);     // before the test takes memory of its own
     if (t->passes && t->decode_seconds > 0) {
         const double memory = threads && step_bytes >= SMALL ? read_bandwidth(threads, 0.05) : 0;
         char line[256];
-        timing_speed(line, sizeof line, t, step_bytes, memory);
+        timing_speed(line, sizeof line, t, step_bytes, left_out, memory);
         fprintf(stderr, "%s\n", line);
     }
     if (!failed)

@@ -1,8 +1,8 @@
 """The report of dev/bench.py: tables, the targets beside what was reached, and a picture.
 
 In order: how much work a stage is, choosing from the record, the tables, targets, the picture, publishing. Every time
-is the minimum of the rounds with the median behind it; a share of a ceiling is the median over the runs, each with the
-ceiling read beside it; peaks of memory are the most. Not here: measuring.
+is the minimum of the rounds with the median behind it; a share of a ceiling is that of the fastest run, with the ceiling
+read beside that run; peaks of memory are the most. Not here: measuring.
 """
 
 import statistics
@@ -98,15 +98,18 @@ class Record:
         return max((c.get(key, 0) for c in self.known["ceilings"] if c["threads"] == threads), default=0)
 
     def share(self, engine, threads, stage):
-        """Of the ceiling that binds a greedy stage: f32 multiply-adds, or reading the weights -> (share, which)."""
+        """What the fastest run of a greedy stage reached of the ceiling that binds it, f32 multiply-adds or reading the
+        weights -> (share, which). The ceiling is the one of that run; only decoding is another with beams."""
         ops, weights = self.work[stage]
-        shares = []
-        for run in self.known["runs"]:
-            if (run["engine"], run["threads"], run["beams"]) == (engine, threads, 1) and stage in run:
-                floor, which = max((ops / run["multiply_ceiling"], "multiply"),
-                                   (weights * BYTES[dtype_of(engine)] / run["read_ceiling"], "read"))
-                shares.append((floor / run[stage], which))
-        return sorted(shares)[(len(shares) - 1) // 2] if shares else (0, "")
+        beams = (1,) if stage == "decode" else (1, self.beams)
+        runs = [r for r in self.known["runs"] if (r["engine"], r["threads"]) == (engine, threads) and
+                r["beams"] in beams and stage in r]
+        if not runs:
+            return 0, ""
+        run = min(runs, key=lambda r: r[stage])
+        floor, which = max((ops / run["multiply_ceiling"], "multiply"),
+                           (weights * BYTES[dtype_of(engine)] / run["read_ceiling"], "read"))
+        return floor / run[stage], which
 
     def peer(self, threads, beams, stage):
         """Seconds of the faster transformers, or None."""

@@ -14,10 +14,12 @@ static const struct { int done, total; double seconds; const char *want; } BARS[
     {10, 10, 5, "[##############################] 10/10  2.0 images/s  0:00 left"},
 };
 
-static const struct { uint64_t step_bytes; double memory; const char *want; } SPEEDS[] = {
-    {5000000000, 4e10, "speed: 5.00 tokens/s, decoding read 25.00 GB/s of weights, 62 % of the 40.00 GB/s that memory "
+static const struct { uint64_t step_bytes, left_out; double memory; const char *want; } SPEEDS[] = {
+    {5000000000, 0, 4e10, "speed: 5.00 tokens/s, decoding read 25.00 GB/s of weights, 62 % of the 40.00 GB/s that memory "
                        "gave in a quick test"},
-    {2000000, 0, "speed: 5.00 tokens/s, decoding read 0.01 GB/s of weights (2.00 MB, which caches hold)"},
+    {5000000000, 50000000000, 4e10, "speed: 5.00 tokens/s, decoding read 20.00 GB/s of weights (20 % left out: zero "
+                                    "neurons), 50 % of the 40.00 GB/s that memory gave in a quick test"},
+    {2000000, 0, 0, "speed: 5.00 tokens/s, decoding read 0.01 GB/s of weights (2.00 MB, which caches hold)"},
 };
 
 int main(void) {
@@ -47,10 +49,11 @@ int main(void) {
 
     const Timing timing = {.passes = 50, .decode_seconds = 10};
     for (size_t i = 0; i < sizeof SPEEDS / sizeof *SPEEDS; i++) {
-        timing_speed(line, sizeof line, &timing, SPEEDS[i].step_bytes, SPEEDS[i].memory);
+        timing_speed(line, sizeof line, &timing, SPEEDS[i].step_bytes, SPEEDS[i].left_out,
+                     SPEEDS[i].memory);
         EXPECT(&t, !strcmp(line, SPEEDS[i].want), "'%s' instead of '%s'", line, SPEEDS[i].want);
     }
-    timing_speed(line, 20, &timing, 2000000, 0);
+    timing_speed(line, 20, &timing, 2000000, 0, 0);
     EXPECT(&t, strlen(line) == 19, "cut: %s", line);
     return tally_close(&t);
 }
