@@ -298,6 +298,10 @@ typedef struct {
     int image;        // which of the encoded images it is about
 } Prompt;
 
+// Seconds that the device spent since open: encode in the ViT and in the Q-Former with its projection, and from the
+// begin of prompt to the first token, from there to the last one. prompt and decode grow as step returns tokens.
+typedef struct { double vit, qformer, prompt, decode; } Times;
+
 typedef struct {
     const char *name;
     // Bytes that open() will take beside the mapped weights; UINT64_MAX when the number does not fit.
@@ -316,6 +320,7 @@ typedef struct {
     Hypothesis (*result)(void *self, int b, int rank);
     // Bytes of weights that open() copied to the device, and the seconds it took; 0 where they are used in place.
     uint64_t (*uploaded)(const void *self, double *seconds);
+    Times (*times)(const void *self);
     void (*close)(void *self);
 } Backend;
 

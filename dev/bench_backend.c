@@ -16,12 +16,6 @@
 #include <string.h>
 #include <time.h>
 
-static double now(void) {
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (double)t.tv_sec + (double)t.tv_nsec * 1e-9;
-}
-
 static int give_up(const char *text) {
     fprintf(stderr, "bench_backend: %s\n", text);
     return 3;
