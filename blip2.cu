@@ -750,8 +750,8 @@ template <typename T> static void t5_prompts(Run *r, const Pass *p, int b) {
 //
 // While the host looks at token t, the device makes t + 1. When t ended all rows, the device knows it first: the choice
 // clears `more` in its Search, and the step that is queued behind it costs its launches and the weights that were asked
-// for ahead (goes_on), but reads, computes and changes nothing else; the library's multiplies, in batches of more than
-// 64 rows, do not know of it. When the caller stops, that step was for nothing: what it changes is never taken over.
+// for ahead (goes_on), but reads, computes and changes nothing else. The library's multiplies do not know of it: with
+// more than 176 rows, or in f32, that step costs what another one would, and its results go nowhere. When the caller stops, that step was for nothing: what it changes is never taken over.
 
 static void choose_next(Run *r) {
     // logits -> the device's Search, one step further

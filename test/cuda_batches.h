@@ -14,12 +14,13 @@ static Config wide_config(int family) {
 
 // A step that is queued behind the end reads no weights: logits and keys stay as they were, but not when the flag says
 // that the search goes on.
-static void test_idle(const Model *m, const char *model, bool f32) {
+static void test_idle(const Model *m, const char *model, bool f32, int rows) {
     char what[96];
-    snprintf(what, sizeof what, "%s: idle", model);
+    snprintf(what, sizeof what, "%s: idle, %d rows", model, rows);
     if (!wanted(what)) return;
     const std::vector<uint8_t> pixels = pixels_of(&m->config, 1);
-    const Choice how = beams_of(2, 2, 2);
+    Choice how = beams_of(rows < 64 ? rows : 1, rows, 2);
+    how.sample = how.beams == 1;
     Run *r = (Run *)open_one(m, &how, 8, what);
     if (!r) return;
     Step step;
@@ -27,7 +28,7 @@ static void test_idle(const Model *m, const char *model, bool f32) {
     backend_cuda.prompt(r, &one_prompt, 1, &how);
     while (backend_cuda.step(r, &step)) {}
     CUDA_CHECK(cudaStreamSynchronize(r->s));
-    const size_t n = (size_t)2 * m->config.V * 4, kv = (size_t)8 * 2 * 2 * m->config.IL * (f32 ? 4 : 2);
+    const size_t n = (size_t)rows * m->config.V * 4, kv = (size_t)8 * rows * 2 * m->config.IL * (f32 ? 4 : 2);
     const auto changed = [&](void *on_device, size_t bytes) {
         std::vector<uint8_t> now(bytes);
         CUDA_CHECK(cudaMemcpy(now.data(), on_device, bytes, cudaMemcpyDeviceToHost));
@@ -65,7 +66,7 @@ static void test_turns(const Model *m, const char *model, bool f32) {
     if (!r) return;
     std::vector<float> got(B * n), alone(n);
     for (int k = 0; k < 2; k++) {
-        CUDA_CHECK(cudaMemset(r->image_rows, 0xFF, got.size() * sizeof(float)));
+        CUDA_CHECK(cudaMemsetAsync(r->image_rows, 0xFF, got.size() * sizeof(float), r->s));
         backend_cuda.encode(r, pixels.data(), B);
         CUDA_CHECK(cudaMemcpy(got.data(), r->image_rows, got.size() * sizeof(float), cudaMemcpyDeviceToHost));
         for (int b : {0, B - 3, B - 2, B - 1}) {
@@ -81,7 +82,8 @@ static void test_turns(const Model *m, const char *model, bool f32) {
 
 static void test_batches(void) {
     every_fixture("wide model", wide_config, 777, [](const Model *m, const char *what, int dtype) {
-        test_idle(m, what, dtype == DT_F32);
+        test_idle(m, what, dtype == DT_F32, 2);
+        if (dtype != DT_F32) test_idle(m, what, false, 90);
         if (dtype == DT_BF16) test_turns(m, what, false);
         if (dtype != DT_F32) test_greedy(m, what, false, 2, 66);        // over 64 rows in every pass
     });

@@ -349,7 +349,7 @@ static Choice beams_of(int beams, int captions, int n) {
 static void *open_one(const Model *m, const Choice *how, int max_new, const char *what) {
     Err e;
     Limits lim = {};
-    lim.B = 1, lim.R = how->beams, lim.prompt = 8, lim.max_new = max_new, lim.threads = 1;
+    lim.B = 1, lim.R = search_rows(how), lim.prompt = 8, lim.max_new = max_new, lim.threads = 1;
     void *run = backend_cuda.open(m, &lim, &e);
     EXPECT(&tally, run, "%s: %s", what, e.text);
     return run;
