@@ -25,13 +25,18 @@ void remark(Program *p, const char *fmt, ...) {
     complain(line.text);
 }
 
+static const blip2_info *described(Program *p) {
+    blip2_describe(p->model, &p->info, sizeof p->info);
+    return &p->info;
+}
+
 int load_image(blip2_image *out, Program *p, const char *name, Err *e) {
     const int flags = p->o.no_exif ? BLIP2_NO_EXIF : 0;
     blip2_error b;
     uint8_t *data = NULL;
     size_t n = 0;
     int code;
-    timing_start(&p->timing);
+    timing_start(&p->timing, described(p));
     if (fetch_is_url(name)) {
         if (fetch_url(&data, &n, name, e)) return -1;
         code = blip2_image_decode(out, data, n, name, flags, &b);
@@ -39,6 +44,13 @@ int load_image(blip2_image *out, Program *p, const char *name, Err *e) {
     } else code = blip2_image_read(out, name, flags, &b);
     if (code) return fail(e, "%s", b.text);
     if (out->warning[0]) remark(p, "warning: %s: %s", name, out->warning);
+    return 0;
+}
+
+int encode_image(Program *p, const blip2_image *im, Err *e) {
+    blip2_error b;
+    if (blip2_encode(p->model, im->rgb, im->W, im->H, &b)) return fail(e, "%s", b.text);
+    timing_encoded(&p->timing, described(p));
     return 0;
 }
 
@@ -65,11 +77,11 @@ static int count_step(void *counter, const blip2_event *event) {
 int ask_prompt(Program *p, const char *prompt, blip2_callback *callback, void *arg, Err *e) {
     blip2_error b;
     Counter c = {callback, arg, 0};
-    timing_start(&p->timing);
+    timing_start(&p->timing, described(p));
     const int code = blip2_generate(p->model, prompt, &p->how, count_step, &c, &b);
     if (code == BLIP2_STOPPED) return code;
     if (code) return fail(e, "%s", b.text);
-    timing_decode(&p->timing, c.steps);
+    timing_answered(&p->timing, described(p), c.steps);
     if (*blip2_warning(p->model)) remark(p, "%s", blip2_warning(p->model));
     return 0;
 }

@@ -5,8 +5,8 @@
 
 #include "bandwidth.h"
 
+#include "common.h"
 #include "threads.h"
-#include "timing.h"
 
 #include <stdint.h>
 #include <string.h>

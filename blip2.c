@@ -57,6 +57,7 @@ typedef struct {
     void *search_memory;
     Search *search;
     int B, R, t;           // of the generation under way: prompts, rows, tokens fed so far
+    Times times;
     void *memory;
 } Run;
 
@@ -649,8 +650,12 @@ static void cpu_encode(void *self, const uint8_t *pixels, int B) {
     const Config *c = &r->m->config;
     CHECK(B >= 1 && B <= r->lim.B);
     for (int b = 0; b < B; b++) {
+        const double start = seconds_now();
         vit_forward(r, pixels + (size_t)b * c->S * c->S * 3);
+        const double seen = seconds_now();
         qformer_forward(r, r->image_rows + (size_t)b * c->Q * c->DL);
+        r->times.vit += seen - start;
+        r->times.qformer += seconds_now() - seen;
     }
 }
 
@@ -673,6 +678,7 @@ static void cpu_prompt(void *self, const Prompt *prompts, int B, const Choice *h
     // B prompts -> logits (B,V), and a search over R rows that has not begun to choose
     Run *r = self;
     const int K = search_rows(how);
+    const double start = seconds_now();
     CHECK(B >= 1 && B <= r->lim.B && B * K <= r->lim.R && how->max_new <= r->lim.max_new);
     for (int b = 0; b < B; b++) {
         CHECK(prompts[b].n >= 1 && prompts[b].n <= r->lim.prompt);
@@ -685,13 +691,17 @@ static void cpu_prompt(void *self, const Prompt *prompts, int B, const Choice *h
     r->t = 0;
     for (int i = 0; i < r->R; i++) r->row_prompt[i] = i / K;
     search_begin(r->search, how, r->seen_of, r->n_seen, B);
+    r->times.prompt += seconds_now() - start;
 }
 
 static bool cpu_step(void *self, Step *out) {
     Run *r = self;
     const Config *c = &r->m->config;
     const size_t row = r->lim.max_new;
+    const double start = seconds_now();
     if (!search_step(r->search, out, r->logits)) return false;
+    const double chosen = seconds_now();
+    *(r->t == 0 ? &r->times.prompt : &r->times.decode) += chosen - start;
     if (!out->more) return true;
 
     // Token t of a row lies in its own slot; the tokens before it where its parent had them.
@@ -711,6 +721,7 @@ static bool cpu_step(void *self, Step *out) {
     (c->family == T5 ? t5_decode : opt_forward)(r, &p);
     lm_head(r, r->logits, r->h, r->R);
     r->t++;
+    r->times.decode += seconds_now() - chosen;
     return true;
 }
 
@@ -724,8 +735,10 @@ static uint64_t cpu_uploaded(const void *self, double *seconds) {
 
 static uint64_t cpu_left_out(const void *self) { return skip_count(((const Run *)self)->skip).bytes; }
 
+static Times cpu_times(const void *self) { return ((const Run *)self)->times; }
+
 const Backend backend_cpu = {
     .name = "cpu", .bytes_needed = cpu_bytes_needed, .open = cpu_open, .encode = cpu_encode, .prompt = cpu_prompt,
-    .step = cpu_step, .result = cpu_result, .uploaded = cpu_uploaded, .left_out = cpu_left_out,
+    .step = cpu_step, .result = cpu_result, .uploaded = cpu_uploaded, .left_out = cpu_left_out, .times = cpu_times,
     .close = cpu_close,
 };

@@ -31,7 +31,6 @@ extern "C" {
 
 #include <math.h>
 #include <stdarg.h>
-#include <time.h>
 
 // ---------------------------------------------------------------------------------------------------------
 // 1. Memory. Device pointers have no prefix, since nearly everything is on the device; what is on the host starts with
@@ -45,6 +44,8 @@ enum {
     RING_BYTES = 16 << 20,
     WORKSPACE_BYTES = 32 << 20,  // for cuBLASLt, the size that NVIDIA recommends for sm_90; and for Device.partial
 };
+
+enum { VIT_BEGINS, QFORMER_BEGINS, QFORMER_ENDS, PROMPT_BEGINS, MARKS };   // events on the stream, see Times
 
 typedef struct { int key, seen; cudaGraphExec_t exec; } Graph;
 
@@ -95,8 +96,10 @@ typedef struct {
     uint64_t upload_bytes;
     double upload_seconds;
     Search *search;
-    Graph vit_graph[2], step_graph;
-    cudaEvent_t chosen[2]; // host_state[i] has arrived
+    Graph vit_graph[2], qformer_graph[2], step_graph;
+    cudaEvent_t mark[MARKS];
+    cudaEvent_t chosen[3]; // [t % 3]: step t has arrived; the one before it, it, and the one that is queued
+    Times times;
     int B, R;              // of the generation under way: prompts, rows
     int t, queued;         // steps that the host has seen, steps that are under way or done
     const bool *going;     // while a step is queued: the flag of the device's Search, see goes_on
@@ -258,12 +261,6 @@ static void device_model(Run *r) {
 #undef VEC
 #undef MOVE
 
-static double seconds(void) {
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return t.tv_sec + t.tv_nsec * 1e-9;
-}
-
 // The mapped file to the device: pieces go through a ring of pinned buffers, so that the copy of one piece over the bus
 // runs while the next is read from the page cache (by all threads, one reads slower than the bus is).
 static int upload(Run *r, Err *e) {
@@ -271,7 +268,7 @@ static int upload(Run *r, Err *e) {
     const size_t all = r->m->file_bytes - file_data(r->m);
     const size_t some = (all / (2 * RING) + 4095) & ~(size_t)4095;   // small files go round the ring too
     const size_t piece = some < 4096 ? 4096 : some < RING_BYTES ? some : (size_t)RING_BYTES;
-    const double start = seconds();
+    const double start = seconds_now();
     uint8_t *ring[RING] = {0};
     cudaEvent_t free_again[RING];
     int made = 0;
@@ -296,7 +293,7 @@ static int upload(Run *r, Err *e) {
         CUDA_CHECK(cudaEventDestroy(free_again[i]));
     }
     if (made == 0) return fail(e, "no pinned host memory for the upload (%zu bytes)", piece);
-    r->upload_bytes = all, r->upload_seconds = seconds() - start;
+    r->upload_bytes = all, r->upload_seconds = seconds_now() - start;
     return 0;
 }
 
@@ -753,8 +750,8 @@ template <typename T> static void t5_prompts(Run *r, const Pass *p, int b) {
 //
 // While the host looks at token t, the device makes t + 1. When t ended all rows, the device knows it first: the choice
 // clears `more` in its Search, and the step that is queued behind it costs its launches and the weights that were asked
-// for ahead (goes_on), but reads, computes and changes nothing else; the library's multiplies, in batches of more than
-// 64 rows, do not know of it. When the caller stops, that step was for nothing: what it changes is never taken over.
+// for ahead (goes_on), but reads, computes and changes nothing else. The library's multiplies do not know of it: with
+// more than 176 rows, or in f32, that step costs what another one would, and its results go nowhere. When the caller stops, that step was for nothing: what it changes is never taken over.
 
 static void choose_next(Run *r) {
     // logits -> the device's Search, one step further
@@ -784,10 +781,10 @@ template <typename T> static void feed(Run *r) {
 
 // Behind a choice: its state on the way to the host. Two steps may be under way, hence two places.
 static void send_state(Run *r) {
-    const int i = r->queued++ % 2;
-    CUDA_CHECK(cudaMemcpyAsync(r->host_state[i], r->search_block + search_state_at(r->search),
+    const int i = r->queued++;
+    CUDA_CHECK(cudaMemcpyAsync(r->host_state[i % 2], r->search_block + search_state_at(r->search),
                                search_state_bytes(r->search), cudaMemcpyDeviceToHost, r->s));
-    CUDA_CHECK(cudaEventRecord(r->chosen[i], r->s));
+    CUDA_CHECK(cudaEventRecord(r->chosen[i % 3], r->s));
 }
 
 // ---------------------------------------------------------------------------------------------------------
@@ -858,12 +855,13 @@ static int take_memory(Run *r, Err *e) {
 static void cuda_close(void *self) {
     Run *r = (Run *)self;
     if (r->s) CUDA_CHECK(cudaStreamSynchronize(r->s));
-    for (Graph *g : {&r->vit_graph[0], &r->vit_graph[1], &r->step_graph})
+    for (Graph *g : {&r->vit_graph[0], &r->vit_graph[1], &r->qformer_graph[0], &r->qformer_graph[1], &r->step_graph})
         if (g->exec) CUDA_CHECK(cudaGraphExecDestroy(g->exec));
     lt_close(&r->lt);
     for (int i = 0; i < r->n_owned; i++) CUDA_CHECK(cudaFree(r->owned[i]));
     for (void *p : {(void *)r->host_prompt, (void *)r->host_export, (void *)r->host_state[0], (void *)r->host_state[1]})
         if (p) CUDA_CHECK(cudaFreeHost(p));
+    for (cudaEvent_t event : r->mark) if (event) CUDA_CHECK(cudaEventDestroy(event));
     for (cudaEvent_t event : r->chosen) if (event) CUDA_CHECK(cudaEventDestroy(event));
     if (r->s) CUDA_CHECK(cudaStreamDestroy(r->s));
     for (void *p : {(void *)r->d.vit_block, (void *)r->d.qformer_layer, (void *)r->d.qformer_cross,
@@ -888,7 +886,8 @@ static int take_host_memory(Run *r, Err *e) {
     for (uint8_t *&p : r->host_state)
         ok = ok && cudaMallocHost((void **)&p, search_state_bytes(r->search)) == cudaSuccess;
     if (!ok) return fail(e, "not enough pinned host memory; hint: lower --ctx, -b or -n");
-    for (cudaEvent_t &event : r->chosen) CUDA_CHECK(cudaEventCreateWithFlags(&event, cudaEventDisableTiming));
+    for (cudaEvent_t &event : r->mark) CUDA_CHECK(cudaEventCreate(&event));
+    for (cudaEvent_t &event : r->chosen) CUDA_CHECK(cudaEventCreate(&event));
     return 0;
 }
 
@@ -949,12 +948,14 @@ static void *cuda_open(const Model *m, const Limits *lim, Err *e) {
     return NULL;
 }
 
-template <typename T> static void encode(Run *r, int b, int B) {
-    // pixels (B,S,S,3) on the device -> rows b*Q.. of image_rows
-    vit_forward<T>(r, B);
-    qformer_forward<T>(r, r->image_rows + (size_t)b * r->m->config.Q * r->m->config.DL, B);
+// Seconds from one event to another, both of which are over.
+static double between(cudaEvent_t from, cudaEvent_t to) {
+    float ms = 0;
+    CUDA_CHECK(cudaEventElapsedTime(&ms, from, to));
+    return 1e-3 * ms;
 }
 
+// Two graphs and not one, so that each has its time: the second is launched while the first runs.
 static void cuda_encode(void *self, const uint8_t *pixels, int B) {
     // pixels (B,S,S,3) on the host -> image_rows (B*Q,DL)
     Run *r = (Run *)self;
@@ -963,13 +964,24 @@ static void cuda_encode(void *self, const uint8_t *pixels, int B) {
     CHECK(B >= 1 && B <= r->lim.B);
     CUDA_CHECK(cudaSetDevice(r->lim.ordinal));
     for (int b = 0; b < B; b += turn) {
-        const int n = B - b < turn ? B - b : turn;
+        const int n = B - b < turn ? B - b : turn, shorter = n < r->BV;
+        float *rows = r->image_rows + (size_t)b * r->m->config.Q * r->m->config.DL;
+        const auto vit = [=] { if (r->f32) vit_forward<float>(r, n); else vit_forward<bf16>(r, n); };
+        const auto qformer = [=] {
+            if (r->f32) qformer_forward<float>(r, rows, n);
+            else qformer_forward<bf16>(r, rows, n);
+        };
         CUDA_CHECK(cudaMemcpyAsync(r->pixels, pixels + b * bytes, n * bytes, cudaMemcpyHostToDevice, r->s));
-        const auto work = [=] { if (r->f32) encode<float>(r, b, n); else encode<bf16>(r, b, n); };
-        if (b == 0) run_graph(r, &r->vit_graph[n < r->BV], n, work);   // whole turns, and one that is shorter
-        else work();
+        CUDA_CHECK(cudaEventRecord(r->mark[VIT_BEGINS], r->s));
+        run_graph(r, &r->vit_graph[shorter], n, vit);
+        CUDA_CHECK(cudaEventRecord(r->mark[QFORMER_BEGINS], r->s));
+        if (b == 0) run_graph(r, &r->qformer_graph[shorter], n, qformer);   // a graph has the address of its rows
+        else qformer();
+        CUDA_CHECK(cudaEventRecord(r->mark[QFORMER_ENDS], r->s));
+        CUDA_CHECK(cudaEventSynchronize(r->mark[QFORMER_ENDS]));   // the caller may change pixels now
+        r->times.vit += between(r->mark[VIT_BEGINS], r->mark[QFORMER_BEGINS]);
+        r->times.qformer += between(r->mark[QFORMER_BEGINS], r->mark[QFORMER_ENDS]);
     }
-    CUDA_CHECK(cudaStreamSynchronize(r->s));   // the caller may change pixels now
 }
 
 // The ids that transformers has in input_ids before the first new token, as blip2.c's note_seen.
@@ -997,6 +1009,7 @@ static void cuda_prompt(void *self, const Prompt *prompts, int B, const Choice *
     CHECK(B >= 1 && B <= r->lim.B && B * K <= r->lim.R && how->max_new <= r->lim.max_new);
     CUDA_CHECK(cudaSetDevice(r->lim.ordinal));
     CUDA_CHECK(cudaStreamSynchronize(r->s));   // before the pinned lists are written anew
+    CUDA_CHECK(cudaEventRecord(r->mark[PROMPT_BEGINS], r->s));
     const Lists in = lists(r, r->host_prompt), on_device = lists(r, r->prompt_ints);
     int row = 0;
     for (int b = 0; b < B; b++) {
@@ -1065,9 +1078,11 @@ static bool cuda_step(void *self, Step *out) {
         run_graph(r, &r->step_graph, key, [=] { if (r->f32) feed<float>(r); else feed<bf16>(r); });
         send_state(r);
     }
-    const int i = r->t++ % 2;
-    CUDA_CHECK(cudaEventSynchronize(r->chosen[i]));
-    search_take(r->search, out, r->host_state[i]);
+    const int i = r->t++;
+    CUDA_CHECK(cudaEventSynchronize(r->chosen[i % 3]));
+    if (i == 0) r->times.prompt += between(r->mark[PROMPT_BEGINS], r->chosen[0]);
+    else r->times.decode += between(r->chosen[(i - 1) % 3], r->chosen[i % 3]);
+    search_take(r->search, out, r->host_state[i % 2]);
     r->more = out->more;
     return true;
 }
@@ -1084,6 +1099,8 @@ static uint64_t cuda_left_out(const void *self) {
     (void)self;         // a count would have to be brought from the device
     return 0;
 }
+
+static Times cuda_times(const void *self) { return ((const Run *)self)->times; }
 
 extern "C" {
 
@@ -1124,6 +1141,6 @@ int backend_cuda_find(int ordinal, Err *e) {
 }
 
 const Backend backend_cuda = {"cuda", cuda_bytes_needed, cuda_open, cuda_encode, cuda_prompt, cuda_step, cuda_result,
-                              cuda_uploaded, cuda_left_out, cuda_close};
+                              cuda_uploaded, cuda_left_out, cuda_times, cuda_close};
 
 }

@@ -297,6 +297,10 @@ typedef struct {
     int image;        // which of the encoded images it is about
 } Prompt;
 
+// Seconds that the device spent since open: encode in the ViT and in the Q-Former with its projection, and from the
+// begin of prompt to the first token, from there to the last one. prompt and decode grow as step returns tokens.
+typedef struct { double vit, qformer, prompt, decode; } Times;
+
 typedef struct {
     const char *name;
     // Bytes that open() will take beside the mapped weights; UINT64_MAX when the number does not fit.
@@ -318,6 +322,7 @@ typedef struct {
     // Bytes of weights that decoding has left out since open(), because they would have been multiplied by zero; 0
     // where that is not counted.
     uint64_t (*left_out)(const void *self);
+    Times (*times)(const void *self);
     void (*close)(void *self);
 } Backend;
 

@@ -39,9 +39,8 @@ static void wrong(Chat *c, const char *text) {
 // The turns about the image before are of no use for this one.
 static int look(Chat *c, const char *name, Err *e) {
     blip2_image im;
-    blip2_error b;
     if (load_image(&im, c->p, name, e)) return -1;
-    int bad = blip2_encode(c->p->model, im.rgb, im.W, im.H, &b) ? fail(e, "%s: %s", name, b.text) : 0;
+    int bad = encode_image(c->p, &im, e) ? fail_in(e, "%s", name) : 0;
     if (!bad) bad = show_image(c->p, &im, "", 0, e);
     blip2_image_free(&im);
     return bad;

@@ -1,10 +1,11 @@
-// common.c: the few helpers that every file shares (see common.h): errors, byte order, growing text, UTF-8.
+// common.c: the few helpers that every file shares (see common.h): errors, byte order, time, growing text, UTF-8.
 
 #include "common.h"
 
 #include <stdarg.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 
 int fail(Err *e, const char *fmt, ...) {
     va_list ap;
@@ -42,6 +43,12 @@ uint64_t available_memory(void) {
 uint16_t read_u16(const uint8_t *p) { return (uint16_t)(p[0] | p[1] << 8); }
 uint32_t read_u32(const uint8_t *p) { return read_u16(p) | (uint32_t)read_u16(p + 2) << 16; }
 uint64_t read_u64(const uint8_t *p) { return read_u32(p) | (uint64_t)read_u32(p + 4) << 32; }
+
+double seconds_now(void) {
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+}
 
 // ---------------------------------------------------------------------------------------------------------
 

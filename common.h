@@ -1,7 +1,7 @@
 // common.h: what every file shares: the error convention, checked arithmetic, byte order, JSON text.
 //
 // In order: Err and fail() for what depends on input, CHECK() for what cannot happen, products that detect
-// overflow, little-endian reads from untrusted bytes, a growing text buffer with JSON escaping.
+// overflow, little-endian reads from untrusted bytes, a clock, a growing text buffer with JSON escaping.
 // Not here: anything about models, images or tokens.
 #ifndef COMMON_H
 #define COMMON_H
@@ -41,6 +41,9 @@ uint64_t available_memory(void);
 uint16_t read_u16(const uint8_t *p);
 uint32_t read_u32(const uint8_t *p);
 uint64_t read_u64(const uint8_t *p);
+
+// Of a clock that only goes forward.
+double seconds_now(void);
 
 // ---------------------------------------------------------------------------------------------------------
 // Text that grows, for JSON output and decoded answers. Always NUL-terminated once something was put in. When memory

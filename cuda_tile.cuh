@@ -1,5 +1,5 @@
-// cuda_tile.cuh: dense layers of more than 64 rows: int8 and int4 weights, and bf16 where the library's tiles fit
-// badly, above all the ViT's 257 rows.
+// cuda_tile.cuh: dense layers of more than 64 rows: int8 and int4 weights; bf16 for up to 176 rows, and where the
+// library's tiles fit badly, above all the ViT's 257.
 //
 // In order: weights as bf16 fragments; a step's multiply; sums of blocks that share a tile, and their way out;
 // tile_kernel; tile_fits, the rule; tile_dense, its launcher.
@@ -231,6 +231,7 @@ __global__ void __launch_bounds__(128, 2) tile_kernel(Dense d, Device dev, int s
     pdl_wait();
     pdl_launch();
     if (!going) {
+        cp_async_commit();   // a wait sees committed copies only
         cp_async_wait<0>();
         return;
     }
@@ -282,16 +283,17 @@ static int tile_height(int T) {
 
 // The rule. int8 and int4: always, the library has no such multiply, and all that a layer's weights as bf16 in memory
 // would save is the work of making fragments. bf16: instead of the library
-//   - where its tiles of 128 rows compute a fourth more, as for 65..88, 129..192 and 257..264 rows;
-//   - for gated layers of up to 2 * 88 rows. That few are bound by reading w, or nearly (an operation for each byte
-//     and row, where a card has 150 to 300 for each byte). The library would write both halves, 4 * T * OC bytes, for a
-//     kernel of its own to read. For more rows that is 8 * T * OC bytes beside 4 * T * OC * C operations, on a H100
-//     600 / C of the multiply's time: less than a third for flan-t5-xl, a seventh for xxl, against which stands what
-//     mma.sync leaves of that card's peak: not decided here.
+//   - for up to 2 * 88 rows. That few are bound by reading w, or nearly (an operation for each byte and row, where a
+//     card has 150 to 300 for each byte), and here bias, GELU, gate and the KV cache are in the same kernel, which knows
+//     when an answer has ended (goes_on);
+//   - where its tiles of 128 rows compute a fourth more, as for 177..192 and 257..264 rows.
+// Of gated layers with more rows the library writes both halves, and a kernel of its own reads them: 8 * T * OC bytes
+// beside 4 * T * OC * C operations, on a H100 600 / C of the multiply's time: less than a third for flan-t5-xl, a
+// seventh for xxl, against which stands what mma.sync leaves of that card's peak: not decided here.
 // By shape only, so that every run takes the same; to be revised when a card has measured both.
 static bool tile_fits(const Dense &d) {
     if (d.x32 || d.C % 8 || (d.w.dtype == DT_INT8 && d.C % 16) || d.w.dtype == DT_F32) return false;
-    if (d.w.dtype != DT_BF16 || (d.gated && d.T <= 2 * 8 * TILE_HIGH)) return true;
+    if (d.w.dtype != DT_BF16 || d.T <= 2 * 8 * TILE_HIGH) return true;
     const int height = 8 * tile_height(d.T);
     return 5 * ceil_div(d.T, height) * height <= 4 * ceil_div(d.T, 128) * 128;
 }

@@ -264,6 +264,7 @@ void blip2_describe(const blip2 *b, blip2_info *out, size_t size) {
     const Model *m = &b->model;
     double seconds = 0;
     const uint64_t uploaded = b->device ? b->backend->uploaded(b->device, &seconds) : 0;
+    const Times times = b->device ? b->backend->times(b->device) : (Times){0};
     const blip2_info info = {
         .type = m->config.type, .family = m->config.family == OPT ? "opt" : "t5", .prompt = m->config.prompt,
         .S = m->config.S, .V = m->config.V, .ctx = b->ctx, .max_ctx = b->max_ctx, .tensors = m->n_tensors,
@@ -272,6 +273,8 @@ void blip2_describe(const blip2 *b, blip2_info *out, size_t size) {
         .threads = b->lim.threads, .tokenizer = tokenizer_kind(b->tokenizer), .ids = tokenizer_ids(b->tokenizer),
         .why_cpu = b->device && *b->why_cpu ? b->why_cpu : NULL, .upload_bytes = uploaded, .upload_seconds = seconds,
         .left_out = b->device ? b->backend->left_out(b->device) : 0,
+        .vit_seconds = times.vit, .qformer_seconds = times.qformer, .prompt_seconds = times.prompt,
+        .decode_seconds = times.decode,
     };
     memset(out, 0, size);
     memcpy(out, &info, size < sizeof info ? size : sizeof info);

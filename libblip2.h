@@ -187,6 +187,9 @@ typedef struct {
     uint64_t upload_bytes;       // weights that blip2_start copied to the device; 0: used where they are
     double upload_seconds;       // and how long that took
     uint64_t left_out;           // bytes of weights that steps did not read, because neurons were zero; CPU only
+    // What all calls since blip2_start took, measured on the device: blip2_encode in ViT and Q-Former, blip2_generate
+    // up to the first token and for the others.
+    double vit_seconds, qformer_seconds, prompt_seconds, decode_seconds;
 } blip2_info;
 // size: sizeof *out
 BLIP2_API void blip2_describe(const blip2 *b, blip2_info *out, size_t size);

@@ -61,15 +61,10 @@ static int choose(Program *p, Err *e) {
 }
 
 // ---------------------------------------------------------------------------------------------------------
-// Watching the stages pass by: for --dump their values, for -v their time.
+// Watching the stages pass by, for --dump.
 
 static void watch(void *program, const char *name, const float *x, int rows, int cols) {
-    Program *p = program;
-    if (p->o.dump) dump_add(&p->dump, name, x, rows, cols);
-    if (!strcmp(name, "pixel_values")) timing_stage(&p->timing, "image");
-    if (!strcmp(name, "vision_model.post_layernorm")) timing_stage(&p->timing, "vit");
-    if (!strcmp(name, "language_projection")) timing_stage(&p->timing, "qformer");
-    if (!strcmp(name, "logits")) timing_stage(&p->timing, "prompt");
+    dump_add(&((Program *)program)->dump, name, x, rows, cols);
 }
 
 // ---------------------------------------------------------------------------------------------------------
@@ -101,9 +96,8 @@ static int answer(Program *p, const char *image, const char *prompt, const char 
 
 static int look(Program *p, const char *image, bool named, Err *e) {
     blip2_image im;
-    blip2_error b;
     if (load_image(&im, p, image, e)) return -1;
-    int bad = blip2_encode(p->model, im.rgb, im.W, im.H, &b) ? fail(e, "%s", b.text) : 0;
+    int bad = encode_image(p, &im, e);
     // Beside the picture goes what is known before it is drawn; streamed words come below.
     Text lines = {0};
     const bool beside = p->o.show && p->terminal.is && !p->o.stream;
@@ -180,7 +174,7 @@ static int load(Program *p, Err *e) {
     give(&s.ctx, o->ctx);
     give(&s.rows, rows);
     give(&s.max_new, o->max_new);
-    if (o->dump || o->verbose) {
+    if (o->dump) {
         s.probe = watch;
         s.probe_arg = p;
     }

@@ -34,6 +34,8 @@ void remark(Program *p, const char *fmt, ...) __attribute__((format(printf, 2, 3
 // ask.c: name is a file or a URL, or "-" for standard input. Warnings go to stderr; *out is to be freed with
 // blip2_image_free.
 int load_image(blip2_image *out, Program *p, const char *name, Err *e);
+// The image into the device's memory, in place of the one before; what -v says of its time.
+int encode_image(Program *p, const blip2_image *im, Err *e);
 // A raw prompt, or NULL for the model's own. Returns 0, BLIP2_STOPPED, or -1 with e.
 int ask_prompt(Program *p, const char *prompt, blip2_callback *callback, void *arg, Err *e);
 // A question behind all turns so far; its first answer becomes a turn. *prompt is what it came to.

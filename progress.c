@@ -2,7 +2,7 @@
 
 #include "progress.h"
 
-#include "timing.h"
+#include "common.h"
 
 #include <stdio.h>
 #include <stdlib.h>

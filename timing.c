@@ -6,31 +6,34 @@
 
 #include <stdio.h>
 #include <sys/resource.h>
-#include <time.h>
 
 // Below that, weights stay in the caches of large processors, and their rate says nothing about memory.
 static const uint64_t SMALL = UINT64_C(64) << 20;
 
-double seconds_now(void) {
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+void timing_start(Timing *t, const blip2_info *now) {
+    t->start = seconds_now();
+    t->vit = now->vit_seconds, t->qformer = now->qformer_seconds, t->prompt = now->prompt_seconds;
 }
 
-void timing_start(Timing *t) { t->stage_start = seconds_now(); }
-
-void timing_stage(Timing *t, const char *stage) {
-    const double now = seconds_now();
-    if (t->on) fprintf(stderr, "time: %s %.4f s\n", stage, now - t->stage_start);
-    t->stage_start = now;
+static void say(const Timing *t, const char *stage, double seconds) {
+    if (t->on) fprintf(stderr, "time: %s %.4f s\n", stage, seconds);
 }
 
-void timing_decode(Timing *t, int steps) {
+void timing_encoded(const Timing *t, const blip2_info *now) {
+    const double vit = now->vit_seconds - t->vit, qformer = now->qformer_seconds - t->qformer;
+    say(t, "image", seconds_now() - t->start - vit - qformer);
+    say(t, "vit", vit);
+    say(t, "qformer", qformer);
+}
+
+void timing_answered(Timing *t, const blip2_info *now, int steps) {
+    const double prompt = now->prompt_seconds - t->prompt, decode = seconds_now() - t->start - prompt;
     char stage[32];
     snprintf(stage, sizeof stage, "decode %d steps", steps);
-    t->decode_seconds += seconds_now() - t->stage_start;
+    say(t, "prompt", prompt);
+    say(t, stage, decode);
+    t->decode_seconds += decode;
     t->passes += steps > 1 ? steps - 1 : 0;      // the first token comes from the prompt's pass, the last is not fed
-    timing_stage(t, stage);
 }
 
 void timing_speed(char *out, size_t size, const Timing *t, uint64_t step_bytes, uint64_t left_out, double memory) {

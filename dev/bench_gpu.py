@@ -10,7 +10,9 @@ Time is rationed: --seconds in all (540). What no longer fits is left out and li
 
 In order: the command line, weights, ceilings, this project (dev/bench_backend.c), the peer (a process of its own:
 transformers eager, then compiled with a static cache), the table. Floors are dev/cuda/work.py's, at the ceilings read
-here. Every time is the median of the rounds with the minimum behind it; a round is synchronised at its ends.
+here. Every time is the median of the rounds with the minimum behind it. The stages of this project are timed by events
+on the device, `first` (pixels to first token) and `caption` by the wall clock; the peer's are synchronised at each end.
+Last come the targets (doc/kernels.md) that this run can tell about, each met or missed: of an H100.
 Not here: the CPU (dev/bench.py), single kernels (dev/cuda/, the ladder), correctness (make test-cuda).
 """
 
@@ -31,7 +33,10 @@ import work     # noqa: E402
 TYPES = {"opt-2.7b": "pretrain_opt2.7b", "opt-6.7b": "pretrain_opt6.7b", "flan-t5-xl": "pretrain_flant5xl",
          "flan-t5-xxl": "pretrain_flant5xxl"}
 PROMPT_TOKENS = 8
-STAGES = ["encode", "prompt", "decode", "caption"]
+STAGES = ["vit", "qformer", "prompt", "first", "decode", "caption"]
+# Of an H100: decoding, a share of the measured bandwidth by dtype; for opt-2.7b in bf16, seconds.
+DECODE_SHARE = {"bf16": 0.88, "int8": 0.82, "int4": 0.72}
+VIT, VIT_SHARE, FIRST, CAPTION, CAPTION_TIMES = 1.3e-3, 0.70, 4.0e-3, 43e-3, 7
 START = time.monotonic()
 
 
@@ -104,15 +109,20 @@ def weight_file(a, folder, dtype):
 # ---------------------------------------------------------------------------------------------------------
 # Ceilings of this card at this moment.
 
-def median_of(calls, run, synchronize):
-    """Median seconds of `run`, after one call that does not count."""
+def median_of(calls, run, cuda):
+    """Median seconds of `run`, after one call that does not count; on a card between two events."""
+    import torch
     times = []
-    for i in range(calls + 1):
-        synchronize()
+    for _ in range(calls + 1):
         start = time.perf_counter()
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2)) if cuda else (None, None)
+        if cuda:
+            begin.record()
         run()
-        synchronize()
-        times.append(time.perf_counter() - start)
+        if cuda:
+            end.record()
+            end.synchronize()
+        times.append(begin.elapsed_time(end) * 1e-3 if cuda else time.perf_counter() - start)
     return statistics.median(times[1:])
 
 
@@ -120,13 +130,12 @@ def ceilings(a):
     """{"copy": bytes per second read and written by a device copy, "multiply": bf16 operations per second}."""
     import torch
     cuda = a.device.startswith("cuda")
-    synchronize = torch.cuda.synchronize if cuda else lambda: None
     n, side = (1 << 31, 8192) if cuda else (1 << 22, 256)
     x = torch.empty(n, dtype=torch.uint8, device=a.device)
     y = torch.empty_like(x)
-    copy = median_of(10, lambda: y.copy_(x), synchronize)
+    copy = median_of(10, lambda: y.copy_(x), cuda)
     p = torch.randn(side, side, device=a.device).bfloat16()
-    multiply = median_of(10, lambda: p @ p, synchronize)
+    multiply = median_of(10, lambda: p @ p, cuda)
     return {"copy": 2 * n / copy, "multiply": 2 * side ** 3 / multiply}
 
 
@@ -216,7 +225,8 @@ def worker(a):
                 synchronize()
                 ends[stage] = time.perf_counter()
         return hook
-    model.language_projection.register_forward_hook(note("encode"))
+    model.vision_model.register_forward_hook(note("vit"))
+    model.language_projection.register_forward_hook(note("qformer"))
     model.language_model.register_forward_hook(note("prompt"))
     side = c.vision_config.image_size
     for batch in a.batches:
@@ -235,9 +245,11 @@ def worker(a):
                 synchronize()
                 end = time.perf_counter()
                 if i >= (3 if kind == "compiled" else 1):
-                    times["encode"].append(ends["encode"] - start)
-                    times["prompt"].append(ends.get("prompt", end) - ends["encode"])
-                    times["decode"].append((end - ends.get("prompt", end)) / (a.tokens - 1))
+                    at = [start, ends["vit"], ends["qformer"], ends.get("prompt", end)]
+                    for n, stage in enumerate(("vit", "qformer", "prompt")):
+                        times[stage].append(at[n + 1] - at[n])
+                    times["first"].append(at[3] - start)
+                    times["decode"].append((end - at[3]) / (a.tokens - 1))
                     times["caption"].append(end - start)
             print(json.dumps({"batch": batch, **times}), flush=True)
         except Exception as e:       # a peer that fails is a line of the table, not the end of it
@@ -254,9 +266,9 @@ def floors(a, limit, side, batch, dtype):
         return None
     table = work.stages(a.model, side, batch, a.beams, PROMPT_TOKENS, dtype)
     at = limit["copy"], limit["multiply"]
-    out = {"encode": work.seconds(table["vit"] + table["qformer"], *at), "prompt": work.seconds(table["prompt"], *at),
-           "decode": work.seconds(table["decode"], *at)}
-    return {**out, "caption": out["encode"] + out["prompt"] + (a.tokens - 1) * out["decode"]}
+    out = {stage: work.seconds(table[stage], *at) for stage in ("vit", "qformer", "prompt", "decode")}
+    first = out["vit"] + out["qformer"] + out["prompt"]
+    return {**out, "first": first, "caption": first + (a.tokens - 1) * out["decode"]}
 
 
 def line(name, side, batch, figures, floor, eager):
@@ -271,6 +283,38 @@ def line(name, side, batch, figures, floor, eager):
     if isinstance(eager, dict):
         head += f"{statistics.median(eager['caption']) / statistics.median(figures['caption']):>8.2f}x"
     return head
+
+
+def targets(result, tokens):
+    """Lines: what is wanted, what was reached in these runs, met or missed; only what was measured."""
+    runs = {(r["who"], r["px"], r["batch"]): r for r in result["runs"] if isinstance(r["figures"], dict)}
+
+    def of(who, batch, stage):
+        run = runs.get((who, 224, batch))
+        return statistics.median(run["figures"][stage]) if run else None
+    out = []
+
+    def add(what, wanted, value, met, form):
+        if value is not None:
+            out.append(f"{what}: {wanted}; measured {form.format(value)}: {'met' if met(value) else 'missed'}")
+    for dtype, least in DECODE_SHARE.items():
+        floor = runs.get((f"blip2 {dtype}", 224, 1), {}).get("floor")
+        add(f"decode {dtype}, share of the measured bandwidth", f"{least:.0%}",
+            floor and floor["decode"] / of(f"blip2 {dtype}", 1, "decode"), lambda v, least=least: v >= least, "{:.1%}")
+    ms = "{:.3f} ms"
+    for what, stage, most in (("ViT, 224 px", "vit", VIT), ("image to first token", "first", FIRST),
+                              ("caption of 20 tokens", "caption", CAPTION)):
+        value = of("blip2 bf16", 1, stage)
+        if result["model"] == "opt-2.7b" and (stage != "caption" or tokens == 20):
+            add(what, f"at most {most * 1e3:g} ms", value and value * 1e3, lambda v, most=most: v <= most * 1e3, ms)
+    many = of("blip2 bf16", 32, "vit")
+    add("ViT, 224 px, batch 32, share of the measured multiply peak", f"{VIT_SHARE:.0%}",
+        many and work.operations_of(work.vit(224, 32)) / many / result["ceilings"]["multiply"],
+        lambda v: v >= VIT_SHARE, "{:.1%}")
+    eager, own = of("transformers eager", 1, "caption"), of("blip2 bf16", 1, "caption")
+    add("caption, times as fast as transformers eager", f"{CAPTION_TIMES}", eager and own and eager / own,
+        lambda v: v >= CAPTION_TIMES, "{:.2f}")
+    return out
 
 
 def main():
@@ -311,6 +355,8 @@ def main():
                                        "floor": floor})
     if a.out:
         a.out.write_text(json.dumps(result, indent=1))
+    for text in targets(result, a.tokens):
+        print(f"{'target (dry run, means nothing)' if a.dry_run else 'target'}: {text}")
     for what in skipped:
         print(f"skipped, no time left: {what}")
     say("done")

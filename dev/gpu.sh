@@ -4,14 +4,17 @@
 # In order: what the machine is, build, what nvcc made of it (make cuda-report), make test-cuda with REQUIRE_GPU=1, the
 # demo model's expected outputs on the card, the ladder (dev/cuda): built, every version checked and timed, PyTorch
 # beside it, the tables written into doc/kernels.md; compute-sanitizer (memcheck, racecheck), the benchmark
-# (dev/bench_gpu.py MODEL, by default opt-2.7b).
+# (dev/bench_gpu.py MODEL, by default opt-2.7b): bf16 beside transformers, then int8 and int4, then 364 pixels.
+# Lines that begin with "target:" say what was wanted, what was measured, met or missed.
 # Each step has a limit in seconds; one that fails or runs out of time does not keep the others from running. What
-# comes back is in $OUT: log.txt (all output), summary.txt (a line a step), ladder.json, kernels.md, bench.json.
+# comes back is in $OUT: log.txt (all output), summary.txt (a line a step, the targets), ladder.json, kernels.md,
+# bench.json, bench_int.json, bench_364.json.
 # STEPS="build test" runs only those, and BUDGET=580 ends it all after so many seconds, for a machine with ten minutes a
-# command, which takes three calls (COMMIT: where the tree came without .git):
+# command, which takes some calls (COMMIT: where the tree came without .git; bench_int alone finds the weights of bench):
 #     BUDGET=580 COMMIT=... STEPS="about build report test demo ladder_build ladder peers table" dev/gpu.sh
 #     BUDGET=580 STEPS="build memcheck racecheck" dev/gpu.sh
 #     BUDGET=580 STEPS="build bench" dev/gpu.sh
+#     BUDGET=580 STEPS="build bench_int bench_364" dev/gpu.sh
 # --dry-run shows the steps and asks make whether it knows what it would make; nothing is built or run.
 # Needs the CUDA toolkit, a C compiler, zlib and stb; peers and bench also torch, bench transformers ($PYTHON).
 # Exit code 1 if any step failed or was not reached.
@@ -19,7 +22,7 @@
 cd "$(dirname "$0")/.." || exit 1
 OUT=${OUT:-build/gpu}
 PYTHON=${PYTHON:-python3}
-ALL="about build report test demo ladder_build ladder peers table memcheck racecheck bench"
+ALL="about build report test demo ladder_build ladder peers table memcheck racecheck bench bench_int bench_364"
 STEPS=${STEPS:-$ALL}
 BUDGET=${BUDGET:-0}
 dry=
@@ -56,12 +59,14 @@ step() {
         return
     fi
     echo "=== $name: $*" >>"$OUT/log.txt"
+    lines=$(wc -l <"$OUT/log.txt")
     timeout -k 10 "$limit" "$@" >>"$OUT/log.txt" 2>&1
     code=$?
     [ $code -eq 0 ] || failed=1
     [ $code -eq 124 ] && why=" (out of time, $limit s)" || why=
     printf '%-12s exit code %s%s after %s s: %s\n' "$name" $code "$why" $(($(date +%s) - start)) \
         "$(tail -n 1 "$OUT/log.txt")" | tee -a "$OUT/summary.txt"
+    tail -n "+$((lines + 1))" "$OUT/log.txt" | grep '^target:' | tee -a "$OUT/summary.txt"
 }
 
 # For sh -c under a limit. A program whose results differ leaves no figures, and the others theirs.
@@ -93,4 +98,8 @@ step table 20 sh -c "$table"
 step memcheck 300 "$sanitizer" --tool memcheck --error-exitcode 1 --leak-check full build/test_cuda
 step racecheck 300 "$sanitizer" --tool racecheck --error-exitcode 1 build/test_cuda
 step bench 570 "$PYTHON" dev/bench_gpu.py "$model" --out "$OUT/bench.json"
+step bench_int 400 "$PYTHON" dev/bench_gpu.py "$model" --dtypes int8,int4 --peers none --seconds 370 \
+    --out "$OUT/bench_int.json"
+step bench_364 400 "$PYTHON" dev/bench_gpu.py "$model" --sizes 364 --peers eager --seconds 370 \
+    --out "$OUT/bench_364.json"
 exit $failed

@@ -349,13 +349,14 @@ static Choice beams_of(int beams, int captions, int n) {
 static void *open_one(const Model *m, const Choice *how, int max_new, const char *what) {
     Err e;
     Limits lim = {};
-    lim.B = 1, lim.R = how->beams, lim.prompt = 8, lim.max_new = max_new, lim.threads = 1;
+    lim.B = 1, lim.R = search_rows(how), lim.prompt = 8, lim.max_new = max_new, lim.threads = 1;
     void *run = backend_cuda.open(m, &lim, &e);
     EXPECT(&tally, run, "%s: %s", what, e.text);
     return run;
 }
 
-// The same image and prompt twice, once as single kernels and once from the graphs: the same bits.
+// The same image and prompt twice, once as single kernels and once from the graphs: the same bits, and every stage
+// has taken some time.
 static void test_repeat(const Model *m, const char *model) {
     char what[96];
     snprintf(what, sizeof what, "%s: two runs", model);
@@ -367,6 +368,7 @@ static void test_repeat(const Model *m, const char *model) {
     std::vector<int> tokens[3];
     std::vector<float> logprobs[3];
     double score[3];
+    Times was = {};
     for (int k = 0; k < 3; k++) {
         Step step;
         backend_cuda.encode(run, pixels.data(), 1);
@@ -375,6 +377,10 @@ static void test_repeat(const Model *m, const char *model) {
         const Hypothesis h = backend_cuda.result(run, 0, 0);
         tokens[k].assign(h.tokens, h.tokens + h.n), logprobs[k].assign(h.logprobs, h.logprobs + h.n);
         score[k] = h.score;
+        const Times is = backend_cuda.times(run);
+        EXPECT(&tally, is.vit > was.vit && is.qformer > was.qformer && is.prompt > was.prompt && is.decode > was.decode,
+               "%s: seconds behind run %d: %g, %g, %g, %g", what, k, is.vit, is.qformer, is.prompt, is.decode);
+        was = is;
     }
     for (int k = 1; k < 3; k++)
         EXPECT(&tally, tokens[k] == tokens[0] && !memcmp(&score[k], &score[0], sizeof score[0]) &&

@@ -304,6 +304,27 @@ static void test_sizes(Tally *t) {
     blip2_close(b);
 }
 
+// What the stages took: nothing until they have run, and more with every call.
+static void test_times(Tally *t, int m) {
+    blip2 *b = open_model(m, 0);
+    blip2_info was, is;
+    blip2_error e;
+    blip2_describe(b, &was, sizeof was);
+    EXPECT(t, was.vit_seconds == 0 && was.decode_seconds == 0, "times before the start");
+    for (int i = 0; i < 2; i++) {
+        EXPECT(t, !look(b, "test/data/tiny_0.png", &e), "%s", e.text);
+        blip2_describe(b, &is, sizeof is);
+        EXPECT(t, is.vit_seconds > was.vit_seconds && is.qformer_seconds > was.qformer_seconds &&
+               is.prompt_seconds == was.prompt_seconds, "times behind image %d", i);
+        EXPECT(t, !blip2_generate(b, NULL, NULL, NULL, NULL, &e), "%s", e.text);
+        blip2_describe(b, &is, sizeof is);
+        EXPECT(t, is.prompt_seconds > was.prompt_seconds && is.decode_seconds > was.decode_seconds,
+               "times behind answer %d", i);
+        was = is;
+    }
+    blip2_close(b);
+}
+
 static void test_describe(Tally *t, int m) {
     blip2 *b = open_model(m, 0);
     blip2_info info;
@@ -406,6 +427,7 @@ int main(void) {
         test_words(&t, m);
         test_samples(&t, m);
         test_describe(&t, m);
+        test_times(&t, m);
     }
     test_refusals(&t);
     test_sizes(&t);

@@ -51,10 +51,13 @@ done
 gpu=$(dirname "$0")/../gpu.sh                 # the steps on a card: are they known to make?
 expect 0 env OUT="$folder" sh "$gpu" --dry-run
 expect 2 env OUT="$folder" STEPS="build nothing" sh "$gpu" --dry-run
-python3 "$(dirname "$0")/test_table.py" "$list" "$rehearsal" >"$out"
-tally=$(tail -n 1 "$out")
-printf '%-28s %s\n' test_table.py "$tally"
-# shellcheck disable=SC2046
-count $(echo "${tally:-0 1 0}" | tr -dc '0-9 ')
+for test in test_table.py test_bench.py; do
+    python3 "$(dirname "$0")/$test" "$list" "$rehearsal" >"$out"
+    tally=$(tail -n 1 "$out")
+    [ "${tally#*, 0 failed}" = "$tally" ] && cat "$out"
+    printf '%-28s %s\n' "$test" "$tally"
+    # shellcheck disable=SC2046
+    count $(echo "${tally:-0 1 0}" | tr -dc '0-9 ')
+done
 echo "$passed passed, $failed failed, $skipped skipped"
 [ "$failed" -eq 0 ] && [ "$passed" -gt 0 ]

@@ -29,12 +29,12 @@ CARDS = {"sm_80": Card("A100", 2.0e12, 312e12), "sm_90": Card("H100", 3.35e12, 9
 Launch = namedtuple("Launch", "kernel what count bytes operations")
 
 
-def dense_kernel(T, size, gated=False):
+def dense_kernel(T, size):
     """Which kernel has a dense layer of T rows: the rules of dense() in blip2.cu."""
     high, low, library = -(-T // 88) * 88, -(-T // 64) * 64, -(-T // 128) * 128
     tiles = low if 10 * low <= 9 * high else high
     return ("stream_kernel" if T <= 64 else
-            "tile_kernel" if size < 2 or gated and T <= 176 or 5 * tiles <= 4 * library else "cublasLt")
+            "tile_kernel" if size < 2 or T <= 176 or 5 * tiles <= 4 * library else "cublasLt")
 
 
 def dense(kernel, what, count, T, OC, C, size, out=2, gated=False):
@@ -101,7 +101,7 @@ def body(model, T, size, gemm, layers, cross):
     D, I, F, t5 = m["DL"], m["HL"] * m["AL"], m["FL"], m["family"] == "t5"
     out = [dense(gemm, "norm, QKV", layers, T, 3 * I, D, size),
            dense(gemm, "output", layers * (2 if cross else 1), T, D, I, size, out=8),
-           dense(dense_kernel(T, size, t5), "norm, feed-forward 1", layers, T, F, D, size, gated=t5),
+           dense(gemm, "norm, feed-forward 1", layers, T, F, D, size, gated=t5),
            dense(gemm, "feed-forward 2", layers, T, D, F, size, out=8)]
     return out + ([dense(gemm, "norm, cross Q", layers, T, I, D, size)] if cross else [])
 

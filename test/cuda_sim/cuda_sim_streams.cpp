@@ -344,10 +344,15 @@ extern "C" cudaError_t cudaEventQuery(cudaEvent_t e) {
 
 extern "C" cudaError_t cudaEventElapsedTime(float *ms, cudaEvent_t start, cudaEvent_t end) {
     Guard guard(sim_lock);
-    if (!is_event(start) || !is_event(end) || !start->op || !end->op || !start->timed || !end->timed) {
-        return sim_refuse(cudaErrorInvalidResourceHandle, "an event that was not recorded or takes no time");
+    for (cudaEvent_t e : {start, end}) {
+        if (cudaError_t err = usable(e)) return err;
+        if (!e->op || !e->timed) {
+            return sim_refuse(cudaErrorInvalidResourceHandle, "an event that was not recorded or takes no time");
+        }
     }
-    if (!start->op->done || !end->op->done) return cudaErrorNotReady;
+    if (!start->op->done || !end->op->done) {
+        return sim_refuse(cudaErrorNotReady, "the time between events that are not over");
+    }
     *ms = (float)(end->op->time - start->op->time);
     return cudaSuccess;
 }

@@ -61,6 +61,33 @@ template <int WRONG> static void run_graph() {
     CUDA_CHECK(cudaGraphDestroy(graph));
 }
 
+// The time between two graphs' events.
+template <int WRONG> static void run_elapsed() {
+    cudaStream_t s;
+    cudaEvent_t begin, end;
+    cudaGraph_t graph;
+    cudaGraphExec_t exec;
+    float *d = device_array(100, (float *)NULL), ms = -1;
+    CUDA_CHECK(cudaStreamCreateWithFlags(&s, cudaStreamNonBlocking));
+    CUDA_CHECK(cudaEventCreateWithFlags(&begin, WRONG == 1 ? cudaEventDisableTiming : cudaEventDefault));
+    CUDA_CHECK(cudaEventCreate(&end));
+    CUDA_CHECK(cudaStreamBeginCapture(s, cudaStreamCaptureModeThreadLocal));
+    CUDA_CHECK(cudaMemsetAsync(d, 0, 400, s));
+    if (WRONG == 4) CUDA_CHECK(cudaEventRecord(begin, s));
+    LAUNCH(add_one<0>, 2, 64, 0, s, d, 100);
+    CUDA_CHECK(cudaStreamEndCapture(s, &graph));
+    CUDA_CHECK(cudaGraphInstantiate(&exec, graph, 0));
+    if (WRONG < 3) CUDA_CHECK(cudaEventRecord(begin, s));
+    CUDA_CHECK(cudaGraphLaunch(exec, s));
+    CUDA_CHECK(cudaEventRecord(end, s));
+    if (WRONG != 2) CUDA_CHECK(cudaEventSynchronize(end));
+    CUDA_CHECK(cudaEventElapsedTime(&ms, begin, end));
+    DEMAND(ms >= 0);
+    CUDA_CHECK(cudaStreamSynchronize(s));
+    CUDA_CHECK(cudaGraphExecDestroy(exec));
+    CUDA_CHECK(cudaGraphDestroy(graph));
+}
+
 template <int WRONG> __global__ void chained(float *y, const float *x, const float *w) {
     float early = w[threadIdx.x];
     pdl_launch();

@@ -444,6 +444,11 @@ int main(int argc, char **argv) {
     scenario("branches of a graph race", run_graph<1>, "race");
     scenario("branch not joined", run_graph<2>, "joined");
     scenario("synchronize in a capture", run_graph<3>, "Capture");
+    scenario("time between events", run_elapsed<0>, NULL);
+    scenario("time of an event without timing", run_elapsed<1>, "takes no time");
+    scenario("time before the event is over", run_elapsed<2>, "NotReady");
+    scenario("time of an event never recorded", run_elapsed<3>, "not recorded");
+    scenario("time of an event in a graph", run_elapsed<4>, "in a capture");
     scenario("programmatic dependent launch", run_chained<0>, NULL);
     scenario("read before pdl_wait", run_chained<1>, "race");
     scenario("no pdl_wait", run_chained<2>, "race");
