@@ -87,8 +87,9 @@ static void test_products(Tally *t, const char *isa) {
                 const bool lives = matmul_lives(dtype, &w.par);
                 EXPECT(t, lives || !strcmp(isa, "plain") || dtype == DT_INT8, "%s cannot skip dtype %d", isa, dtype);
                 EXPECT(t, c.turned == lives, "%s, dtype %d: %d turned", isa, dtype, c.turned);
-                EXPECT(t, c.bytes == (c.rows - c.living) * (uint64_t)two->rows * (dtype == DT_F32 ? 4 : dtype == DT_BF16 ? 2 :
-                       1), "%llu bytes", (unsigned long long)c.bytes);
+                const uint64_t each = dtype == DT_F32 ? 4 : dtype == DT_BF16 ? 2 : 1;
+                EXPECT(t, c.bytes == (c.rows - c.living) * (uint64_t)two->rows * each, "%llu bytes",
+                       (unsigned long long)c.bytes);
                 EXPECT(t, lives ? c.rows && c.living < c.rows / 2 : !c.rows,
                        "%s: %llu of %llu rows", isa, (unsigned long long)c.living, (unsigned long long)c.rows);
                 work_free(&w);

@@ -15,8 +15,8 @@ static const struct { int done, total; double seconds; const char *want; } BARS[
 };
 
 static const struct { uint64_t step_bytes, left_out; double memory; const char *want; } SPEEDS[] = {
-    {5000000000, 0, 4e10, "speed: 5.00 tokens/s, decoding read 25.00 GB/s of weights, 62 % of the 40.00 GB/s that memory "
-                       "gave in a quick test"},
+    {5000000000, 0, 4e10, "speed: 5.00 tokens/s, decoding read 25.00 GB/s of weights, 62 % of the 40.00 GB/s that "
+                          "memory gave in a quick test"},
     {5000000000, 50000000000, 4e10, "speed: 5.00 tokens/s, decoding read 20.00 GB/s of weights (20 % left out: zero "
                                     "neurons), 50 % of the 40.00 GB/s that memory gave in a quick test"},
     {2000000, 0, 0, "speed: 5.00 tokens/s, decoding read 0.01 GB/s of weights (2.00 MB, which caches hold)"},
