@@ -318,9 +318,10 @@ $(BUILD)/test_cuda $(BUILD)/test_cuda_choose: $(BUILD)/%: test/%.cu $(CUDA_SOURC
 	$(call SAY,nvcc)$(NVCC) $(NVCC_FLAGS) -o $@ $< $(BUILD)/test/fixture.o $(PARTS) \
 	    $(patsubst -Wl$(comma)%,-Xlinker %,$(WRAP_$*)) $(NVCC_LIBS)
 
-# What nvcc made of the kernels, against dev/cuda/report.baseline. Without nvcc and cuobjdump a skip.
+# What nvcc made of the kernels, against dev/cuda/report.baseline. Without nvcc and cuobjdump a skip. The tests for a card
+# are made along: nothing else compiles them where there is none.
 PYTHON ?= $(firstword $(wildcard .venv/bin/python) python3)
-cuda-report: $(if $(NVCC),$(BUILD)/cuda/blip2.o)
+cuda-report: $(if $(NVCC),$(BUILD)/cuda/blip2.o $(BUILD)/test_cuda $(BUILD)/test_cuda_choose)
 	@NVCC='$(NVCC)' $(PYTHON) dev/cuda/report --self-test --check $(BUILD)/cuda/blip2.o
 
 test-cuda: $(BUILD)/test_cuda $(BUILD)/test_cuda_choose $(BUILD)/blip2 $(BUILD)/blip2_cuda.so

@@ -751,7 +751,8 @@ template <typename T> static void t5_prompts(Run *r, const Pass *p, int b) {
 // While the host looks at token t, the device makes t + 1. When t ended all rows, the device knows it first: the choice
 // clears `more` in its Search, and the step that is queued behind it costs its launches and the weights that were asked
 // for ahead (goes_on), but reads, computes and changes nothing else. The library's multiplies do not know of it: with
-// more than 176 rows, or in f32, that step costs what another one would, and its results go nowhere. When the caller stops, that step was for nothing: what it changes is never taken over.
+// more than 176 rows, or in f32, that step costs what another one would, and its results go nowhere. When the caller
+// stops, that step was for nothing: what it changes is never taken over.
 
 static void choose_next(Run *r) {
     // logits -> the device's Search, one step further
@@ -899,7 +900,9 @@ static int open_all(Run *r, Err *e) {
     CUDA_CHECK(cudaDeviceGetAttribute(&r->dev.shared_most, cudaDevAttrMaxSharedMemoryPerBlockOptin, r->lim.ordinal));
     if (take_memory(r, e) || take_host_memory(r, e)) return -1;
     CUDA_CHECK(cudaStreamCreateWithFlags(&r->s, cudaStreamNonBlocking));
-    CUBLAS_CHECK(cublasLtCreate(&r->lt.handle));
+    if (cublasLtCreate(&r->lt.handle) != CUBLAS_STATUS_SUCCESS)   // takes some memory of its own
+        return fail(e, "cuBLASLt cannot start on GPU %d; hint: is there memory left? lower --ctx, -b or -n",
+                    r->lim.ordinal);
     r->lt.workspace_bytes = WORKSPACE_BYTES;
     r->dev.partial = (float *)r->lt.workspace, r->dev.partial_bytes = WORKSPACE_BYTES;   // never both at a time
     CUDA_CHECK(cudaMemsetAsync(r->dev.tickets, 0, STREAM_TICKETS * sizeof(int), r->s));

@@ -284,8 +284,8 @@ static int tile_height(int T) {
 // The rule. int8 and int4: always, the library has no such multiply, and all that a layer's weights as bf16 in memory
 // would save is the work of making fragments. bf16: instead of the library
 //   - for up to 2 * 88 rows. That few are bound by reading w, or nearly (an operation for each byte and row, where a
-//     card has 150 to 300 for each byte), and here bias, GELU, gate and the KV cache are in the same kernel, which knows
-//     when an answer has ended (goes_on);
+//     card has 150 to 300 for each byte), and here bias, GELU, gate and the KV cache are in the same kernel, which
+//     knows when an answer has ended (goes_on);
 //   - where its tiles of 128 rows compute a fourth more, as for 177..192 and 257..264 rows.
 // Of gated layers with more rows the library writes both halves, and a kernel of its own reads them: 8 * T * OC bytes
 // beside 4 * T * OC * C operations, on a H100 600 / C of the multiply's time: less than a third for flan-t5-xl, a

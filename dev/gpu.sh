@@ -10,7 +10,7 @@
 # comes back is in $OUT: log.txt (all output), summary.txt (a line a step, the targets), ladder.json, kernels.md,
 # bench.json, bench_int.json, bench_364.json.
 # STEPS="build test" runs only those, and BUDGET=580 ends it all after so many seconds, for a machine with ten minutes a
-# command, which takes some calls (COMMIT: where the tree came without .git; bench_int alone finds the weights of bench):
+# command, which takes some calls (COMMIT: where the tree came without .git; what bench wrote serves bench_int):
 #     BUDGET=580 COMMIT=... STEPS="about build report test demo ladder_build ladder peers table" dev/gpu.sh
 #     BUDGET=580 STEPS="build memcheck racecheck" dev/gpu.sh
 #     BUDGET=580 STEPS="build bench" dev/gpu.sh
@@ -85,6 +85,7 @@ code=$?; rm -f "$OUT/one.json"; exit $code'
 table='"$PYTHON" dev/cuda/table.py "$OUT/ladder.json" && cp doc/kernels.md "$OUT/kernels.md"'
 
 sanitizer=$(command -v compute-sanitizer || echo /usr/local/cuda/bin/compute-sanitizer)
+sanitized=$(sed -n 's/^SANITIZED := //p' Makefile)       # everything takes hours
 jobs=$(nproc 2>/dev/null || echo 4)
 step about 30 sh -c 'nvidia-smi; nvcc --version; git log -1 --oneline; uname -a'
 step build 300 make "-j$jobs" CUDA=1 blip2 blip2_cuda.so build/test_cuda build/test_cuda_choose
@@ -95,8 +96,10 @@ step ladder_build 300 make "-j$jobs" CUDA_ARCHS=-arch=native ladder
 step ladder 300 sh -c "$ladder"
 step peers 100 sh -c "$peers"
 step table 20 sh -c "$table"
-step memcheck 300 "$sanitizer" --tool memcheck --error-exitcode 1 --leak-check full build/test_cuda
-step racecheck 300 "$sanitizer" --tool racecheck --error-exitcode 1 build/test_cuda
+# shellcheck disable=SC2086  # several words
+step memcheck 300 "$sanitizer" --tool memcheck --error-exitcode 1 --leak-check full build/test_cuda $sanitized
+# shellcheck disable=SC2086
+step racecheck 300 "$sanitizer" --tool racecheck --error-exitcode 1 build/test_cuda $sanitized
 step bench 570 "$PYTHON" dev/bench_gpu.py "$model" --out "$OUT/bench.json"
 step bench_int 400 "$PYTHON" dev/bench_gpu.py "$model" --dtypes int8,int4 --peers none --seconds 370 \
     --out "$OUT/bench_int.json"

@@ -9,7 +9,9 @@
 #include "../blip2.cu"
 
 extern "C" {
+#define norm cpu_norm   // CUDA's headers have another norm of C linkage
 #include "../matmul.h"
+#undef norm
 #include "fixture.h"
 }
 #include "cuda_buffers.h"

@@ -1,5 +1,5 @@
-"""The targets of dev/bench_gpu.py on made-up figures: at the bound they are met, a little beyond it missed; what was not
-measured has no line. Not here: measuring (bench_gpu.py --dry-run goes through that on the CPU).
+"""The targets of dev/bench_gpu.py on made-up figures: a little better than a bound is met, a little worse missed; what
+was not measured has no line. Not here: measuring (bench_gpu.py --dry-run goes through that on the CPU).
 """
 
 import sys

@@ -1,5 +1,6 @@
 #!/usr/bin/env python3
-"""Tests table.py and peers.py on a list of the ladder's programs, and that doc/kernels.md has what they list.
+"""Tests table.py and peers.py on a list of the ladder's programs, and that doc/kernels.md has what they list, and every
+kernel of the backend and no other.
 
     python3 dev/cuda/test_table.py LIST.json [REHEARSAL.json]     # what they print with --list, and one with --rehearse
 
@@ -8,13 +9,15 @@ Figures are made up here and written into temporary files only.
 
 import copy
 import json
+import re
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-DOC = HERE.parent.parent / "doc" / "kernels.md"
+ROOT = HERE.parent.parent
+DOC = ROOT / "doc" / "kernels.md"
 passed = failed = 0
 
 
@@ -133,6 +136,10 @@ def main():
                 numbers += [v[k] for c in r["cases"] for v in c["versions"] for k in ("us", "speed")]
                 expect(all(x and x > 0 for x in numbers), f"{r['operation']}: figures of a rehearsal")
 
+    sources = "".join(f.read_text(encoding="utf-8") for f in (ROOT / "blip2.cu", *ROOT.glob("cuda_*.cuh")))
+    shipped = set(re.findall(r"__global__[^;{]*?(\w+_kernel)\(", sources))
+    described = set(re.findall(r"\w+_kernel\b", DOC.read_text(encoding="utf-8")))
+    expect(len(shipped) > 20 and shipped == described, f"in doc/kernels.md or shipped, not both: {shipped ^ described}")
     print(f"{passed} passed, {failed} failed, 0 skipped")
     sys.exit(1 if failed or not passed else 0)
 

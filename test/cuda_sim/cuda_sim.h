@@ -20,6 +20,8 @@
 #include <string.h>
 #include <tuple>
 
+#include "sim_shared.h"
+
 #undef __launch_bounds__
 #define __launch_bounds__(...)
 #undef __constant__
@@ -39,16 +41,6 @@ size_t sim_unfreed();                    // device and pinned allocations that w
 
 // ---------------------------------------------------------------------------------------------------------
 // Launches
-
-struct SimLaunch {
-    const void *kernel;
-    const char *name, *file;
-    int line;
-    bool pdl;
-    dim3 grid, block;
-    size_t smem_bytes, argument_bytes;
-    cudaStream_t stream;
-};
 
 // The kernel with its arguments, which are read from there: the constant bank of a launch.
 template <class... P> struct SimCall {
@@ -218,15 +210,7 @@ void *sim_memset(void *dst, int value, size_t n);
     (__builtin_constant_p(n) && (n) <= 16 ? __builtin_memcpy(d, s, n) : sim_memcpy(d, s, n))
 #define memset(d, v, n) sim_memset(d, v, n)
 
-static inline float bf16_to_f32(uint16_t x) { return __uint_as_float((unsigned)x << 16); }
-// To nearest even; a NaN becomes 0x7FFF as in cvt.rn.bf16.f32.
-static inline uint16_t f32_to_bf16(float x) {
-    unsigned u = __float_as_uint(x);
-    if ((u & 0x7FFFFFFFu) > 0x7F800000u) return 0x7FFFu;
-    return (uint16_t)((u + 0x7FFFu + (u >> 16 & 1u)) >> 16);
-}
 static inline unsigned pack_bf16(float lo, float hi) { return f32_to_bf16(lo) | (unsigned)f32_to_bf16(hi) << 16; }
-float f16_to_f32(uint16_t x);
 
 // ---------------------------------------------------------------------------------------------------------
 // Twins of the PTX in cuda_common.h

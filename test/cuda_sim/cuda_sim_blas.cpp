@@ -7,7 +7,8 @@
 // sizes that do not fit, leading dimensions below the rows, types that are not combined, pointers that are less aligned
 // than the heuristic was told, a workspace that is too small, aux epilogues. The heuristic's algorithm remembers for
 // which problem it was chosen; using it for another is refused too. Unknown attributes are errors.
-#include "sim_internal.h"
+#include "sim_host.h"
+#include "sim_shared.h"
 #include <math.h>
 #include <stdio.h>
 #include <string.h>
@@ -24,7 +25,6 @@ static_assert(sizeof(Layout) <= sizeof(cublasLtMatrixLayoutOpaque_t) &&
               sizeof(Preference) <= sizeof(cublasLtMatmulPreferenceOpaque_t) &&
               sizeof(Algo) <= sizeof(cublasLtMatmulAlgo_t), "descriptors must fit into the library's");
 struct cublasLtContext { uint32_t magic; };
-typedef std::lock_guard<std::recursive_mutex> Guard;
 
 static cublasStatus_t refuse(cublasStatus_t status, const char *why) {
     fprintf(stderr, "cuda_sim: cublasLt: %s\n", why);
@@ -248,21 +248,14 @@ extern "C" cublasStatus_t cublasLtMatmulAlgoGetHeuristic(
 
 static float get(const void *base, int type, size_t i) {
     if (type == CUDA_R_32F) return ((const float *)base)[i];
-    uint16_t x = ((const uint16_t *)base)[i];
-    if (type == CUDA_R_16F) { extern float f16_to_f32(uint16_t); return f16_to_f32(x); }
-    uint32_t u = (uint32_t)x << 16;
-    float f;
-    memcpy(&f, &u, 4);
-    return f;
+    const uint16_t x = ((const uint16_t *)base)[i];
+    return type == CUDA_R_16F ? f16_to_f32(x) : bf16_to_f32(x);
 }
 
 static void put(void *base, int type, size_t i, float x) {
     if (type == CUDA_R_32F) { ((float *)base)[i] = x; return; }
     if (type != CUDA_R_16BF) sim_fail("cublasLt", "f16 results are not simulated");
-    uint32_t u;
-    memcpy(&u, &x, 4);
-    const bool nan = (u & 0x7FFFFFFFu) > 0x7F800000u;
-    ((uint16_t *)base)[i] = nan ? 0x7FFFu : (uint16_t)((u + 0x7FFFu + (u >> 16 & 1u)) >> 16);
+    ((uint16_t *)base)[i] = f32_to_bf16(x);
 }
 
 static void touch_matrix(const Layout &l, const void *base, int batch, int flags) {
@@ -333,11 +326,11 @@ extern "C" cublasStatus_t cublasLtMatmul(
     memcpy(&be, beta, 4);
     for (int i = 0; i < 4; i++) {
         if (i == 2 && be == 0 && !C) continue;
-        if (sim_region(at[i]) != R_DEVICE) return invalid("a matrix that is not in device memory");
+        if (!sim_on_device(at[i])) return invalid("a matrix that is not in device memory");
     }
     if (C == D && !same(p.c, p.out)) return invalid("C and D are the same memory in different layouts");
     if (p.d.epilogue & CUBLASLT_EPILOGUE_BIAS) {
-        if (sim_region(p.d.bias) != R_DEVICE) return invalid("a bias epilogue without a bias in device memory");
+        if (!sim_on_device(p.d.bias)) return invalid("a bias epilogue without a bias in device memory");
         if ((uintptr_t)p.d.bias % bytes_of(p.d.bias_type)) return invalid("a misaligned bias");
     }
     uint64_t need = 0;
@@ -357,7 +350,7 @@ extern "C" cublasStatus_t cublasLtMatmul(
         if (at[i] && (uintptr_t)at[i] % bytes_of(all[i]->type)) return invalid("a misaligned matrix");
     }
     if (workspace_bytes < need) return invalid("the workspace is smaller than the algorithm needs");
-    if (workspace_bytes && (sim_region(workspace) != R_DEVICE || (uintptr_t)workspace % 16)) {
+    if (workspace_bytes && (!sim_on_device(workspace) || (uintptr_t)workspace % 16)) {
         return invalid("a workspace that is not in device memory, or misaligned");
     }
     cudaError_t e = sim_enqueue_work(stream, "cublasLtMatmul", [=] {

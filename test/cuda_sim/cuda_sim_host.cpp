@@ -3,22 +3,13 @@
 // In order: launches and the limits that they are held to, copies and fills, memory, devices.
 // Not here: when any of it is done (cuda_sim_streams.cpp).
 #include "sim_host.h"
+#include "sim_shared.h"
 #include <dlfcn.h>
 #include <map>
 #include <set>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-
-struct SimLaunch {
-    const void *kernel;
-    const char *name, *file;
-    int line;
-    bool pdl;
-    dim3 grid, block;
-    size_t smem_bytes, argument_bytes;
-    cudaStream_t stream;
-};
 
 // ---------------------------------------------------------------------------------------------------------
 // Launches, held to the limits of the device
@@ -117,14 +108,12 @@ extern "C" cudaError_t cudaLaunchHostFunc(cudaStream_t stream, cudaHostFn_t f, v
 // Copies and fills. What the host gives from ordinary memory is read at once, as the library does; from pinned memory
 // it is read when the copy is made.
 
-static bool on_device(const void *p) { return sim_region(p) == R_DEVICE; }
-
 static bool kind_fits(void *dst, const void *src, cudaMemcpyKind kind) {
     switch (kind) {
-    case cudaMemcpyHostToDevice: return on_device(dst) && !on_device(src);
-    case cudaMemcpyDeviceToHost: return !on_device(dst) && on_device(src);
-    case cudaMemcpyDeviceToDevice: return on_device(dst) && on_device(src);
-    case cudaMemcpyHostToHost: return !on_device(dst) && !on_device(src);
+    case cudaMemcpyHostToDevice: return sim_on_device(dst) && !sim_on_device(src);
+    case cudaMemcpyDeviceToHost: return !sim_on_device(dst) && sim_on_device(src);
+    case cudaMemcpyDeviceToDevice: return sim_on_device(dst) && sim_on_device(src);
+    case cudaMemcpyHostToHost: return !sim_on_device(dst) && !sim_on_device(src);
     default: return kind == cudaMemcpyDefault;
     }
 }

@@ -104,6 +104,7 @@ enum { SHARED_SPAN = 1 << 19, SHARED_SLOTS = 3 };
 
 void sim_memory_init();
 Region sim_region(const void *p);
+static inline bool sim_on_device(const void *p) { return sim_region(p) == R_DEVICE; }
 void *sim_allocate(Region where, size_t bytes);         // NULL when there is not that much
 bool sim_release(Region where, void *p);                // false when p is no allocation
 bool sim_inside(const void *p, size_t bytes, Region *where);    // within one live allocation
