@@ -50,6 +50,8 @@ double seconds_now(void) {
     return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
 }
 
+int64_t now_ms(void) { return (int64_t)(1e3 * seconds_now()); }
+
 // ---------------------------------------------------------------------------------------------------------
 
 // False: there is no memory, and the text stays as it is from now on.

@@ -44,6 +44,7 @@ uint64_t read_u64(const uint8_t *p);
 
 // Of a clock that only goes forward.
 double seconds_now(void);
+int64_t now_ms(void);      // the same in milliseconds
 
 // ---------------------------------------------------------------------------------------------------------
 // Text that grows, for JSON output and decoded answers. Always NUL-terminated once something was put in. When memory

@@ -23,7 +23,6 @@
 #include <string.h>
 #include <strings.h>
 #include <sys/wait.h>
-#include <time.h>
 #include <unistd.h>
 
 extern char **environ;
@@ -106,12 +105,6 @@ static int explain_code(int code, char *complaint, const FetchLimits *lim, Err *
 
 // ---------------------------------------------------------------------------------------------------------
 // Reading
-
-static int64_t now_ms(void) {
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (int64_t)t.tv_sec * 1000 + t.tv_nsec / 1000000;
-}
 
 typedef struct { uint8_t *data; size_t len, cap; } Body;
 

@@ -29,7 +29,6 @@
 #include <sys/resource.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
-#include <time.h>
 #include <unistd.h>
 
 // Sanitizers reserve terabytes of address space for their shadow memory, so that no limit can be set on it,
@@ -194,12 +193,6 @@ static _Noreturn void child(int fd, const uint8_t *bytes, size_t n, const ImageO
 
 // ---------------------------------------------------------------------------------------------------------
 // The parent
-
-static int64_t now_ms(void) {
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (int64_t)t.tv_sec * 1000 + t.tv_nsec / 1000000;
-}
 
 // Reads n bytes from the pipe, waiting no longer than the deadline. False when the child closed it or time is
 // up.

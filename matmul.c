@@ -44,7 +44,6 @@ enum {
     XS = KC + 16,            // floats between the rows of a copied tile: no power of two, they would share cache sets
     NC = 96,                 // columns of out in a job, a multiple of every NR; a head of 64, 80 or 88 fits
     NR_MAX = 32,
-    CHUNK_BYTES = 1 << 19,   // weights in a job of the memory-bound way
     AHEAD = 8192,            // bytes that few rows look further ahead
     BF16_FEW = 8,            // most rows of x that are not rounded for bf16 weights: memory is the limit there
     ROWS_ON_STACK = 336,     // of x in a small product, a multiple of every MR
@@ -317,11 +316,7 @@ void matmul_then(float *out, const float *x, const Tensor *w, const float *b, in
     if (T <= p.loops->few || most < 1) {
         // more columns than any model has: as they are
         if (x_floats(p.loops->few, C) * sizeof(float) > X_BYTES) p.loops = &loops_plain;
-        // Chunks are large enough for the hardware to read ahead, and at least four a thread where there are that many.
-        const size_t row_bytes = bytes_of(&weights, (size_t)C);
-        const size_t by_size = 4 + CHUNK_BYTES / (row_bytes + 1), by_threads = (size_t)OC / (4 * (size_t)par->threads);
-        p.cols = (int)(by_size < by_threads ? by_size : by_threads) / 4 * 4;
-        if (p.cols < 4) p.cols = 4;
+        p.cols = rows_in_a_job(&weights, OC, C, par->threads);
         if (p.loops->arrange) pool_run((double)T * C > 1e5 ? par->pool : NULL, arrange_job, &p, T);
         run_jobs(rows_job, &p, ceil_div(OC, p.cols), par);
         return;

@@ -5,7 +5,7 @@
 // in magnitude (matmul_int4.h), become floats and are added to others, times the scale. These wait in memory, since the
 // integers need the registers: they are read and written once a group, every 16 steps (AS_BYTES: 8).
 //
-//   a panel, group after group:  the weights of 32 columns, as units of four bytes, (16 or 8,NR); their scales, (NR) f32
+//   a panel, group after group: the weights of 32 columns, as units of four bytes, (16 or 8,NR); their scales, (NR) f32
 //
 // Packing takes nibbles apart as they lie in the file, with no shuffles of columns; so with AS_INT16 the pairs of x are
 // in the order that matmul_int4.h draws: c0 c2 .. c14 | c16 c18 .. c30 | c1 c3 .. c15 | c17 c19 .. c31.

@@ -94,7 +94,7 @@ static TARGET void NAME(tile)(float *out, size_t ldo, const float *base, size_t 
 // for all T. Columns come in units of 32, UNIT, and x is put into this order once for each product, so that one pointer
 // finds all of it (zeros behind C):
 //
-//   x   unit 0: | VW columns of row 0 | the same of row 1 | ... | of row T-1 | the next VW of row 0 | ...    unit 1: ...
+//   x   unit 0: | VW columns of row 0 | the same of row 1 | ... | of row T-1 | the next VW of row 0 | ...   unit 1: ...
 //
 // A bf16 is the upper half of an f32, and two of them lie in 32 bits: a shift makes f32 of the even columns of a vector
 // of pairs, a mask of the odd ones. So against bf16 each 2 * VW columns of x lie apart as well, here for VW = 4:
@@ -172,8 +172,7 @@ INLINE void NAME(unit)(V acc[4][SLICE], const float *x, const uint8_t *const p[4
 // much is asked of memory that begins at `ahead`, line after line.
 INLINE void NAME(rows_rw)(V *sum, size_t apart, const float *x, const Weights *w, size_t j, int T, int rw,
                           int from, int to, const uint8_t *ahead, int dtype) {
-    const size_t bytes = dtype == DT_F32 ? 4 * UNIT : dtype == DT_BF16 ? 2 * UNIT : dtype == DT_INT8 ? UNIT : 16;
-    const size_t row_bytes = bytes_of(w, w->ld);
+    const size_t bytes = columns_bytes(dtype, UNIT), row_bytes = bytes_of(w, w->ld);
     const uint8_t *p[4];
     const uint16_t *scale[4] = {NULL};
     V acc[4][SLICE];
@@ -225,7 +224,8 @@ INLINE void NAME(rows_t)(V *sum, size_t apart, const float *x, const Weights *w,
     const uint8_t *const after = last ? weight_at(w, j + (size_t)R, 0) : weight_at(w, j, (size_t)to * UNIT);
     for (int r = 0, step; r < R; r += step) {
         const int next = r + later;
-        const uint8_t *const ahead = next < R ? here + (size_t)next * row_bytes : after + (size_t)(next - R) * row_bytes;
+        const uint8_t *const ahead = next < R ? here + (size_t)next * row_bytes :
+                                     after + (size_t)(next - R) * row_bytes;
         V *const s = sum + (size_t)r * apart;
         step = r + rw <= R ? rw : 1;
         if (step == rw) NAME(rows_rw)(s, apart, x, w, j + (size_t)r, T, rw, from, to, ahead, dtype);
@@ -271,7 +271,8 @@ static TARGET void NAME(rows)(float *out, size_t ldo, const float *base, size_t 
                               const Weights *w, int j0, int T, int n) {
     const int units = ceil_div((int)w->ld, UNIT), slice = slice_of(T);
     // one or two rows of x are quickly read from the level 2 cache, and memory is fastest when w is one stream
-    const int panels = T < 3 ? 1 : ceil_div(units, X_IN_L1 / (slice * UNIT * 4)), wide = ceil_div(units, panels + !panels);
+    const int panels = T < 3 ? 1 : ceil_div(units, X_IN_L1 / (slice * UNIT * 4));
+    const int wide = ceil_div(units, panels + !panels);
     for (int j = 0; j < n; j += BAND) {
         V sum[BAND * FEW];
         const int R = min_int(BAND, n - j);
@@ -306,7 +307,7 @@ INLINE V NAME(load_f)(const Weights *w, size_t r, size_t c, int dtype) {
 
 INLINE void NAME(living_of)(float *out, size_t ldo, const float *x, size_t ldx, const Weights *w, int j,
                             const int *live, int n_live, int T, int n, float *lanes, int dtype) {
-    const size_t N = (size_t)n, row_bytes = N * (dtype == DT_BF16 ? 2 : 4);
+    const size_t N = (size_t)n, row_bytes = columns_bytes(dtype, N);
     memset(lanes, 0, (size_t)T * VW * N * sizeof *lanes);
     for (int i = 0; i < n_live; i++) {
         const size_t c = (size_t)live[i];

@@ -369,10 +369,7 @@ uint64_t narrow_scratch_bytes(int threads) { return (uint64_t)threads * NARROW_P
 
 // The shapes of the jobs, as in matmul_then().
 static int plan_rows(Product *p, const Par *par) {
-    const size_t row_bytes = bytes_of(&p->w, (size_t)p->C);
-    const size_t by_size = 4 + (1 << 19) / (row_bytes + 1), by_threads = (size_t)p->OC / (4 * (size_t)par->threads);
-    p->wide = (int)(by_size < by_threads ? by_size : by_threads) / 4 * 4;
-    if (p->wide < 4) p->wide = 4;
+    p->wide = rows_in_a_job(&p->w, p->OC, p->C, par->threads);
     return ceil_div(p->OC, p->wide);
 }
 
@@ -387,24 +384,28 @@ static int plan_blocks(Product *p, const Par *par) {
     return across * ceil_div(p->T, p->tall);
 }
 
+// From row to row of x: an odd number of cache lines spreads rows over all sets of a cache.
+static size_t row_bytes(int as, int C) {
+    return ((as == AS_NIBBLES ? (size_t)ceil_div(C, BLOCK) * (BLOCK * 5 / 2 / 64) :
+             padded(C) * (as == AS_TWO_BF16 ? 4 : 2) / 64) | 1) * 64;
+}
+
 bool narrow_matmul(const Narrow *n, float *out, const float *x, const Weights *w, const float *b, int then, int T,
                    int OC, int C, void (*act)(float *x, int act, int n), void *scratch, const Par *par) {
     // x (T,C), w (OC,C), b (OC) or NULL -> out (T,OC)
     const bool few = T <= n->few;
-    const size_t blocks = (size_t)ceil_div(C, BLOCK), as_low = few ? (size_t)n->few_as : (size_t)n->as;
-    // An odd number of cache lines from row to row spreads rows over all sets of a cache.
-    const size_t lines = (as_low == AS_NIBBLES ? blocks * (BLOCK * 5 / 2 / 64) :
-                          padded(C) * (as_low == AS_TWO_BF16 ? 4 : 2) / 64) | 1;
+    const int as = few ? n->few_as : n->as;
+    const size_t blocks = (size_t)ceil_div(C, BLOCK), ld = row_bytes(as, C);
     const size_t tiles = few || !n->copied ? 0 : blocks * ROW_BYTES;
-    const size_t most = NARROW_X / (lines * 64 + tiles + (blocks + 1) * sizeof(float));
+    const size_t most = NARROW_X / (ld + tiles + (blocks + 1) * sizeof(float));
     if (most < 1 || C < 1) return false;
-    Product p = {.n = n, .w = *w, .bias = b, .then = then, .OC = OC, .C = C, .act = act, .as = (int)as_low,
+    Product p = {.n = n, .w = *w, .bias = b, .then = then, .OC = OC, .C = C, .act = act, .as = as,
                  .packed = scratch, .rows = (uint8_t *)scratch + (size_t)par->threads * NARROW_PACKED};
     const int pass = most < (size_t)T ? (int)most : T;
     p.threads = par->threads;
-    p.tiles = tiles ? p.rows + (size_t)pass * lines * 64 : NULL;
-    p.scale = (float *)(void *)(p.rows + (size_t)pass * (lines * 64 + tiles));
-    p.x = (NarrowX){p.rows, lines * 64, padded(C) * (p.as == AS_TWO_BF16 ? 2 : 1), p.scale, blocks};
+    p.tiles = tiles ? p.rows + (size_t)pass * ld : NULL;
+    p.scale = (float *)(void *)(p.rows + (size_t)pass * (ld + tiles));
+    p.x = (NarrowX){p.rows, ld, padded(C) * (p.as == AS_TWO_BF16 ? 2 : 1), p.scale, blocks};
     for (int t = 0; t < T; t += pass) {
         p.T = min_int(pass, T - t);
         p.in = x + (size_t)t * (size_t)C;
@@ -431,7 +432,7 @@ static void living_job(void *arg, int job, int thread) {
 bool narrow_living(const Narrow *n, Living8 *living, float *out, const float *x, const Weights *turned, const float *b,
                    const int *live, int n_live, int T, int OC, int C, void *scratch, const Par *par) {
     // x (T,C), turned (C,OC), b (OC) or NULL -> out (T,OC) += b + x turned
-    const size_t ld = (padded(C) * 2 / 64 | 1) * 64, blocks = (size_t)ceil_div(C, BLOCK);
+    const size_t ld = row_bytes(n->few_as, C), blocks = (size_t)ceil_div(C, BLOCK);
     const int lanes = NARROW_PACKED / (2 * 4 * 16 * T) / 32 * 32;       // columns whose sums a thread has room for
     if (T > n->few || n->few_as == AS_NIBBLES || lanes < 32 || NARROW_X / (ld + 4 * blocks) < (size_t)T) return false;
     uint8_t *const rows = (uint8_t *)scratch + (size_t)par->threads * NARROW_PACKED;

@@ -85,6 +85,7 @@ PACK_INLINE void turn(Units u[16], const Weights *w, size_t j, int n, size_t k, 
     }
     turn16(u, r);
 }
+
 // The scales of 16 rows: an INT8's, or an INT4's of the group that column k is in. 0 where there are none.
 PACK_INLINE UnitsFloat scales_of(const Weights *w, size_t j, int n, size_t k) {
     uint16_t half[16] = {0};

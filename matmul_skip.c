@@ -35,7 +35,7 @@ Skip *skip_open(const Tensor *w, size_t stride, int n, bool mapped, size_t least
                 int patience) {
     // Only whole vectors, so that the lanes of a sum are the same; int4 has scales that lie along rows.
     if (n < 1 || w->dtype == DT_INT4 || w->rows % SIDE || w->cols % SIDE) return NULL;
-    const size_t bytes = (size_t)w->rows * (size_t)w->cols * (w->dtype == DT_F32 ? 4 : w->dtype == DT_BF16 ? 2 : 1);
+    const size_t bytes = (size_t)w->rows * columns_bytes(w->dtype, (size_t)w->cols);
     Skip *s = bytes < least || bytes > SIZE_MAX / 2 / (size_t)n ? NULL : calloc(1, sizeof *s);
     if (!s) return NULL;
     *s = (Skip){.n = n, .bytes = bytes, .mapped = mapped, .patience = patience, .count.matrices = n};

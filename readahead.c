@@ -3,9 +3,9 @@
 // In order: the thread, starting it, stopping it.
 #include "readahead.h"
 
+#include "threads.h"
+
 #include <errno.h>
-#include <pthread.h>
-#include <signal.h>
 #include <stdatomic.h>
 #include <stdint.h>
 #include <stdlib.h>
@@ -50,16 +50,7 @@ ReadAhead *read_ahead_start(const void *map, size_t bytes) {
     ReadAhead *r = bytes < LEAST ? NULL : malloc(sizeof *r);
     if (!r) return NULL;
     *r = (ReadAhead){.map = (char *)(uintptr_t)map, .bytes = bytes};
-    pthread_attr_t attr;
-    sigset_t all, before;
-    pthread_attr_init(&attr);
-    pthread_attr_setstacksize(&attr, STACK_BYTES);
-    sigfillset(&all);
-    pthread_sigmask(SIG_SETMASK, &all, &before);        // signals are the caller's business
-    const int failed = pthread_create(&r->id, &attr, run, r);
-    pthread_sigmask(SIG_SETMASK, &before, NULL);
-    pthread_attr_destroy(&attr);
-    if (!failed) return r;
+    if (!thread_start(&r->id, STACK_BYTES, run, r)) return r;
     free(r);
     return NULL;
 }

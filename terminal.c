@@ -16,7 +16,6 @@
 #include <string.h>
 #include <sys/ioctl.h>
 #include <termios.h>
-#include <time.h>
 #include <unistd.h>
 
 static const char QUESTIONS[] = "\x1b_Gi=31,s=1,v=1,a=q,t=d,f=24;AAAA\x1b\\" "\x1b[16t" "\x1b[c";
@@ -81,12 +80,6 @@ void terminal_measure(Terminal *t) {
 
 // ---------------------------------------------------------------------------------------------------------
 // Asking
-
-static int64_t now_ms(void) {
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (int64_t)t.tv_sec * 1000 + t.tv_nsec / 1000000;
-}
 
 static bool one_waits(const sigset_t *held) {
     sigset_t pending;

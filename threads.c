@@ -136,6 +136,19 @@ static int processors(void) {
     return 1;
 }
 
+int thread_start(pthread_t *id, size_t stack_bytes, void *(*run)(void *), void *arg) {
+    pthread_attr_t attr;
+    sigset_t all, before;
+    pthread_attr_init(&attr);
+    pthread_attr_setstacksize(&attr, stack_bytes);
+    sigfillset(&all);
+    pthread_sigmask(SIG_SETMASK, &all, &before);
+    const int code = pthread_create(id, &attr, run, arg);
+    pthread_sigmask(SIG_SETMASK, &before, NULL);
+    pthread_attr_destroy(&attr);
+    return code;
+}
+
 Pool *pool_open(int threads) {
     const size_t bytes = sizeof(Pool) + (size_t)threads * sizeof(Share);
     Pool *p = aligned_alloc(64, bytes);
@@ -145,19 +158,11 @@ Pool *pool_open(int threads) {
     pthread_mutex_init(&p->lock, NULL);
     pthread_cond_init(&p->work, NULL);
     pthread_cond_init(&p->done, NULL);
-    pthread_attr_t attr;
-    sigset_t all, before;
-    pthread_attr_init(&attr);
-    pthread_attr_setstacksize(&attr, STACK_BYTES);
-    sigfillset(&all);
-    pthread_sigmask(SIG_SETMASK, &all, &before);        // signals are the caller's business
     while (p->threads < threads) {
         Share *s = &p->share[p->threads];
-        if (pthread_create(&s->id, &attr, help, s)) break;
+        if (thread_start(&s->id, STACK_BYTES, help, s)) break;
         p->threads++;
     }
-    pthread_sigmask(SIG_SETMASK, &before, NULL);
-    pthread_attr_destroy(&attr);
     return p;
 }
 

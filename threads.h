@@ -7,6 +7,7 @@
 #ifndef THREADS_H
 #define THREADS_H
 
+#include <pthread.h>
 #include <stddef.h>
 
 typedef struct Pool Pool;
@@ -23,5 +24,8 @@ void pool_run(Pool *p, Job *run, void *arg, int jobs);
 
 // memcpy of n bytes by all threads: one alone is slower than the bus to a GPU.
 void pool_copy(Pool *p, void *to, const void *from, size_t n);
+
+// A thread by itself that gets no signals: they are the caller's business. Returns 0, or what pthread_create says.
+int thread_start(pthread_t *id, size_t stack_bytes, void *(*run)(void *), void *arg);
 
 #endif

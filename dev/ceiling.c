@@ -16,16 +16,9 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
-#include <time.h>
 #if defined(__x86_64__)
 #include <immintrin.h>
 #endif
-
-static double now(void) {
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
-}
 
 typedef float v8 __attribute__((vector_size(32), aligned(4), may_alias));
 typedef float v16 __attribute__((vector_size(64), aligned(4), may_alias));
@@ -126,9 +119,9 @@ static void read_job(void *arg, int job, int thread) {
 
 static void measure_read(Machine *m) {
     if (m->at + (size_t)CHUNK * CHUNKS > m->bytes) m->at = 0;
-    double t = now();
+    double t = seconds_now();
     pool_run(m->pool, read_job, m, CHUNKS);
-    t = now() - t;
+    t = seconds_now() - t;
     m->at += (size_t)CHUNK * CHUNKS;
     if ((double)CHUNK * CHUNKS / t > m->read) m->read = (double)CHUNK * CHUNKS / t;
 }
@@ -141,9 +134,9 @@ static void multiply_job(void *arg, int job, int thread) {
 
 static void measure_multiply(Machine *m, float (*multiply)(long n, float seed), int products, int peak) {
     m->multiply = multiply;
-    double t = now();
+    double t = seconds_now();
     pool_run(m->pool, multiply_job, m, TURNS);
-    t = now() - t;
+    t = seconds_now() - t;
     const double flops = (double)TURNS * ROUNDS * 12 * 2 * products;
     if (flops / t > m->flops[peak]) m->flops[peak] = flops / t;
 }
@@ -172,9 +165,9 @@ static double time_shape(const Shape *s, Machine *m, float *x, float *out, const
     if (m->at + bytes > m->bytes) m->at = 0;
     const Tensor w = {m->memory + m->at, NULL, s->dtype, s->OC, s->C};
     m->at += bytes;
-    const double t = now();
+    const double t = seconds_now();
     matmul(out, x, &w, NULL, s->T, par);
-    return now() - t;
+    return seconds_now() - t;
 }
 
 // What decoding does with the weights of a layer: C, OC of qkv, out, fc1, fc2 in opt-2.7b.
@@ -195,7 +188,7 @@ static size_t weight_bytes(int dtype, size_t OC, size_t C, size_t *scale) {
 // -> seconds; *bytes: of the weights.
 static double time_decode(int dtype, int T, Machine *m, float *x, float *out, const Par *par, size_t *bytes) {
     *bytes = 0;
-    const double t = now();
+    const double t = seconds_now();
     for (int i = 0; i < 4 * LAYERS; i++) {
         const int C = layer[i % 4][0], OC = layer[i % 4][1];
         size_t scale;
@@ -206,7 +199,7 @@ static double time_decode(int dtype, int T, Machine *m, float *x, float *out, co
         *bytes += n;
         matmul(out, x, &w, NULL, T, par);
     }
-    return now() - t;
+    return seconds_now() - t;
 }
 
 int main(int argc, char **argv) {

@@ -61,15 +61,9 @@ static inline bool pty_read(Pty *p, int ms) {
     return true;
 }
 
-static inline int64_t pty_now(void) {
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (int64_t)t.tv_sec * 1000 + t.tv_nsec / 1000000;
-}
-
 // Waits up to 30 s for text behind what was waited for before.
 static inline bool pty_wait(Pty *p, const char *text) {
-    const int64_t deadline = pty_now() + 30000;
+    const int64_t deadline = now_ms() + 30000;
     for (;;) {
         const size_t left = p->seen.len - p->from;
         const char *at = left ? memmem(p->seen.data + p->from, left, text, strlen(text)) : NULL;
@@ -77,8 +71,8 @@ static inline bool pty_wait(Pty *p, const char *text) {
             p->from = (size_t)(at - p->seen.data) + strlen(text);
             return true;
         }
-        if (pty_now() > deadline || !pty_read(p, 1000)) {
-            if (pty_now() > deadline || waitpid(p->pid, &p->status, WNOHANG)) return false;
+        if (now_ms() > deadline || !pty_read(p, 1000)) {
+            if (now_ms() > deadline || waitpid(p->pid, &p->status, WNOHANG)) return false;
         }
     }
 }
@@ -94,10 +88,10 @@ static inline void pty_type(const Pty *p, const char *text) {
 
 // Reads to the end and reaps the child, killing it after 30 s.
 static inline void pty_end(Pty *p) {
-    const int64_t deadline = pty_now() + 30000;
-    while (pty_now() < deadline && waitpid(p->pid, &p->status, WNOHANG) == 0) pty_read(p, 50);
+    const int64_t deadline = now_ms() + 30000;
+    while (now_ms() < deadline && waitpid(p->pid, &p->status, WNOHANG) == 0) pty_read(p, 50);
     while (pty_read(p, 0)) {}
-    if (pty_now() >= deadline) {
+    if (now_ms() >= deadline) {
         kill(p->pid, SIGKILL);
         waitpid(p->pid, &p->status, 0);
     }
