@@ -43,6 +43,8 @@ endif
 
 comma := ,
 FLAGS := -std=c11 -D_GNU_SOURCE -g -fPIC -fvisibility=hidden -fopenmp-simd -Wall -Wextra -Wshadow -Wpedantic
+# Sums that must be the same to the bit are written twice (matmul_living.h); clang would contract one and not the other.
+FLAGS += -ffp-contract=off
 FLAGS += $(if $(FOUND_GCC),-Wno-format-truncation) $(if $(WERROR),-Werror)
 SANITIZE := -fno-omit-frame-pointer -fsanitize=address$(comma)undefined -fno-sanitize-recover=all
 FLAGS += $(if $(SAN),-O1 $(SANITIZE),$(if $(FUZZ),-O2 -Wno-pass-failed $(SANITIZE) -fsanitize=fuzzer-no-link,-O3))
