@@ -97,7 +97,8 @@ static TARGET void NAME(tile)(float *out, size_t ldo, const float *base, size_t 
 //   x   unit 0: | VW columns of row 0 | the same of row 1 | ... | of row T-1 | the next VW of row 0 | ...   unit 1: ...
 //
 // A bf16 is the upper half of an f32, and two of them lie in 32 bits: a shift makes f32 of the even columns of a vector
-// of pairs, a mask of the odd ones. So against bf16 each 2 * VW columns of x lie apart as well, here for VW = 4:
+// of pairs, a mask of the odd ones. So against bf16 each 2 * VW columns of x lie apart as well, here for VW = 4. Not
+// with AVX-512 (SPLIT): memory is the limit there, and columns stay in the order in which f32 adds them up.
 //
 //   w   | c0 c1 | c2 c3 | c4 c5 | c6 c7 |      x   | c0 c2 c4 c6 | c1 c3 c5 c7 |
 //
@@ -115,6 +116,8 @@ static TARGET void NAME(tile)(float *out, size_t ldo, const float *base, size_t 
 //                 +---------+---------+--
 //                 |   ...   |   ...   |
 
+#define SPLIT(dtype) ((dtype) == DT_BF16 && VW < 16)
+
 // Vector number v of a unit at p, without its row's or group's scale, in the order of x.
 INLINE V NAME(load_w)(const uint8_t *p, int v, int dtype) {
     typedef uint32_t Bits __attribute__((vector_size(4 * VW), aligned(1), may_alias));
@@ -122,6 +125,7 @@ INLINE V NAME(load_w)(const uint8_t *p, int v, int dtype) {
     if (dtype == DT_F32) return NAME(load)((const float *)(const void *)p + c);
     if (dtype == DT_INT8) return WIDEN8((const int8_t *)p + c);
     if (dtype == DT_INT4) return c < 16 ? LOW4(p + c % 16) : HIGH4(p + c % 16);
+    if (!SPLIT(dtype)) return WIDEN((const uint16_t *)(const void *)p + c);
     const Bits pairs = *(const Bits *)(p + v / 2 * 4 * VW);
     return v % 2 ? (V)(pairs & 0xFFFF0000) : (V)(pairs << 16);
 }
@@ -134,7 +138,7 @@ static TARGET void NAME(arrange)(float *out, const float *x, int t, int T, int C
         float rest[UNIT] = {0};
         const float *p = x + u;
         if (u + UNIT > C) memcpy(rest, p, (size_t)(C - u) * sizeof *p), p = rest;
-        if (dtype != DT_BF16) for (int c = 0; c < UNIT; c += VW) memcpy(out + c * n, p + c, VW * sizeof *p);
+        if (!SPLIT(dtype)) for (int c = 0; c < UNIT; c += VW) memcpy(out + c * n, p + c, VW * sizeof *p);
         else for (int c = 0; c < UNIT; c += 8) {
             const float4 a = *(const float4 *)(p + c), b = *(const float4 *)(p + c + 4);
             float *even = out + c / (2 * VW) * (2 * VW * n) + c % (2 * VW) / 2;
@@ -318,7 +322,7 @@ INLINE void NAME(living_of)(float *out, size_t ldo, const float *x, size_t ldx, 
         for (int t = 0; t < T; t++) {
             if (x[(size_t)t * ldx + c] == 0) continue;
             const V xt = NAME(splat)(x[(size_t)t * ldx + c]);
-            float *sums = lanes + ((size_t)t * VW + (dtype == DT_BF16 ? c % (2 * VW) / 2 : c % VW)) * N;
+            float *sums = lanes + ((size_t)t * VW + (SPLIT(dtype) ? c % (2 * VW) / 2 : c % VW)) * N;
             for (size_t k = 0; k < N; k += VW)
                 *(V *)(sums + k) = FMA(NAME(load_f)(w, c, (size_t)j + k, dtype), xt, NAME(load)(sums + k));
         }
@@ -410,6 +414,7 @@ static const Loops NAME(loops) = {
 #undef TARGET
 #undef VW
 #undef KEEP
+#undef SPLIT
 #undef MR
 #undef FEW
 #undef FMA
