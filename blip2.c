@@ -581,9 +581,9 @@ static void t5_prompt(Run *r, const Prompt *prompt, int b) {
 // ---------------------------------------------------------------------------------------------------------
 // 8. The backend.
 
-// A matrix of fewer bytes is not worth a thought. To turn one costs up to some 60 times what skipping saves: most of it
-// is the system's, which has to find and clear the memory (doc/performance.md).
-enum { SKIP_LEAST = 1 << 20, SKIP_PATIENCE = 60 };
+// A matrix of fewer bytes is not worth a thought. To turn one costs up to some 60 times what skipping saves, in int8 90
+// times: most of it is the system's, which has to find and clear the memory (doc/performance.md).
+enum { SKIP_LEAST = 1 << 20, SKIP_PATIENCE = 60, SKIP_PATIENCE_INT8 = 90 };
 
 static Run run_for(const Model *m, const Limits *lim) {
     const int TP = m->config.Q + lim->prompt;
@@ -632,7 +632,7 @@ static void *cpu_open(const Model *m, const Limits *lim, Err *e) {
     if (m->config.family == T5) t5_spread_bias(r);
     else if (m->config.act == ACT_RELU)
         r->skip = skip_open(&m->opt_layer->fc2_w, sizeof *m->opt_layer, m->config.LD, true, SKIP_LEAST,
-                            SKIP_PATIENCE);
+                            m->opt_layer->fc2_w.dtype == DT_INT8 ? SKIP_PATIENCE_INT8 : SKIP_PATIENCE);
     return r;
 }
 

@@ -6,6 +6,7 @@
 //   TARGET        the attribute that switches the instruction set on for one function
 //   VW            32-bit units in a vector
 //   MR            rows of a tile (its width is two vectors)
+//   MR4           the same for int4 weights
 //   FEW           most rows of x for rows(); 0: there is no rows()
 //   AS            AS_...: what x is. A unit of four bytes holds two 16-bit elements, or with AS_BYTES four bytes
 //   DOT(a,x,w)    a + the dot products of the units of x and w, lane by lane. x and w: VI, a: VI, or V for bf16; or
@@ -302,11 +303,6 @@ static TARGET void NAME(rows)(float *out, size_t ldo, const float *base, size_t 
 }
 
 #include "matmul_int4.h"
-#ifdef MATMUL_TWINS
-#define MR4 3                    // as MOST of matmul_narrow.c: compilers take too long for more
-#else
-#define MR4 MR
-#endif
 #include "matmul_int4_blocks.h"
 #endif
 
@@ -338,5 +334,6 @@ const Narrow NAME(narrow) = {
 #undef TARGET
 #undef VW
 #undef MR
+#undef MR4
 #undef FEW
 #undef AS

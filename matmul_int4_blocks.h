@@ -2,8 +2,9 @@
 // its instructions.
 //
 // As tile() of matmul_dot.h, but a group of 32 columns has a scale of its own: its integer sums, exact and at most 2^23
-// in magnitude (matmul_int4.h), become floats and are added to others, times the scale. These wait in memory, since the
-// integers need the registers: they are read and written once a group, every 16 steps (AS_BYTES: 8).
+// in magnitude (matmul_int4.h), become floats and are added to others, times the scale. 32 registers have room for both,
+// MR4 rows by two vectors. With 16 (AVX2) the floats wait in memory and are read and written once a group, which has 16
+// steps: faster than half as many rows of x. doc/performance.md has the figures.
 //
 //   a panel, group after group: the weights of 32 columns, as units of four bytes, (16 or 8,NR); their scales, (NR) f32
 //
@@ -12,6 +13,8 @@
 //
 // In order: conversion of x, tile(), what matmul.c chooses from.
 // Not here: packing (pack_groups() of matmul_narrow.c, pack_groups_turned() of matmul_pack.h).
+
+#define SUMS_WAIT (VW == 8)          // compilers would keep them in registers, and spill integers instead
 
 // x (C) -> a row for rows() (AS_NIBBLES), or else for tile()
 static TARGET void NAME(convert_int4)(uint8_t *row, size_t low, float *scale, const float *x, int C, int as) {
@@ -30,8 +33,9 @@ static TARGET void NAME(convert_int4)(uint8_t *row, size_t low, float *scale, co
 INLINE void NAME(tile4_mr)(float *out, size_t ldo, const float *base, size_t ldbase, const NarrowX *x, const void *w,
                            Ahead *ahead, int mr, int n, int K) {
     enum { UNITS = 32 / UNIT, GROUP = (UNITS + 1) * 8 * VW };      // in a group, and its bytes
-    V sum[MR][2] __attribute__((aligned(64)));
+    V sum[MR4][2] __attribute__((aligned(64)));
     const int groups = (int)groups_of((size_t)K), rows = mr * PLANES;
+#pragma GCC unroll 16
     for (int r = 0; r < mr; r++) sum[r][0] = sum[r][1] = (V){0};
     for (int from = 0; from < groups; from += AHEAD_STEPS / UNITS) {
         ask_ahead(ahead);
@@ -39,12 +43,12 @@ INLINE void NAME(tile4_mr)(float *out, size_t ldo, const float *base, size_t ldb
         for (int g = from; g < to; g++) {
             const uint8_t *const packed = (const uint8_t *)w + (size_t)g * GROUP;
             const uint8_t *const xg = x->data + (size_t)g * UNITS * 4;
-            SUM acc[MR * PLANES][2];
+            SUM acc[MR4 * PLANES][2];
 #pragma GCC unroll 16
             for (int r = 0; r < rows; r++) acc[r][0] = acc[r][1] = (SUM){0};
 #pragma GCC unroll 1
             for (size_t k = 0; k < UNITS; k++) NAME(step)(acc, xg + 4 * k, packed + k * 8 * VW, rows);
-            __asm__ volatile("" : "+m"(sum));      // stay in memory: compilers would spill integers for them
+            if (SUMS_WAIT) __asm__("" : "+m"(sum));
             const V s0 = *(const V *)(packed + UNITS * 8 * VW), s1 = *(const V *)(packed + UNITS * 8 * VW + 4 * VW);
 #pragma GCC unroll 16
             for (int r = 0; r < mr; r++) {
@@ -53,14 +57,21 @@ INLINE void NAME(tile4_mr)(float *out, size_t ldo, const float *base, size_t ldb
             }
         }
     }
+    float tile[MR4][2 * VW];
+#pragma GCC unroll 16
     for (int r = 0; r < mr; r++) {
-        const V s = x->scale[(size_t)r * x->ldscale] - (V){0};
-        sum[r][0] *= s, sum[r][1] *= s;
+        const V s = x->scale[(size_t)r * x->ldscale] - (V){0}, a = sum[r][0] * s, b = sum[r][1] * s;
         if (n == 2 * VW) {
-            *(V *)(out + r * ldo) = *(const V *)(base + r * ldbase) + sum[r][0];
-            *(V *)(out + r * ldo + VW) = *(const V *)(base + r * ldbase + VW) + sum[r][1];
-        } else for (int j = 0; j < n; j++) out[r * ldo + j] = base[r * ldbase + j] + sum[r][j / VW][j % VW];
+            *(V *)(out + r * ldo) = a + *(const V *)(base + r * ldbase);
+            *(V *)(out + r * ldo + VW) = b + *(const V *)(base + r * ldbase + VW);
+        } else {
+            *(V *)tile[r] = a;
+            *(V *)(tile[r] + VW) = b;
+        }
     }
+    if (n < 2 * VW)
+        for (int r = 0; r < mr; r++)
+            for (int j = 0; j < n; j++) out[r * ldo + j] = base[r * ldbase + j] + tile[r][j];
 }
 
 static TARGET void NAME(tile4)(float *out, size_t ldo, const float *base, size_t ldbase, const NarrowX *x,
@@ -70,8 +81,7 @@ static TARGET void NAME(tile4)(float *out, size_t ldo, const float *base, size_t
     if (m <= MR4) NAME(tile4_mr)(out, ldo, base, ldbase, x, w, ahead, m <= MR4 ? m : 1, n, K); \
     break;
     switch (mr) {
-        CASE(1) CASE(2) CASE(3) CASE(4) CASE(5) CASE(6) CASE(7) CASE(8) CASE(9) CASE(10) CASE(11) CASE(12) CASE(13)
-        CASE(14)
+        CASE(1) CASE(2) CASE(3) CASE(4) CASE(5) CASE(6) CASE(7)
     }
 #undef CASE
 }
@@ -80,4 +90,4 @@ const Narrow NAME(narrow_int4) = {
     AS, AS_NIBBLES, MR4, 2 * VW, BLOCK, true, FEW, NAME(tile4), NAME(convert_int4), NAME(rows4)
 };
 
-#undef MR4
+#undef SUMS_WAIT

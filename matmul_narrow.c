@@ -144,10 +144,12 @@ static void pack_groups(void *out, const Weights *w, int j0, int n, int k0, int 
 #define NATIVE(t)
 #pragma GCC diagnostic ignored "-Wpsabi"
 #define MOST 3                   // rows of x that rows() takes at once; compilers take minutes for six in plain C
+#define ROWS4(most) 3
 #define FEW_ROWS CASE(1) CASE(2) CASE(3)
 #else
 #define NATIVE(t) __attribute__((target(t)))
 #define MOST 6                   // more sums do not fit into registers
+#define ROWS4(most) most
 #define FEW_ROWS CASE(1) CASE(2) CASE(3) CASE(4) CASE(5) CASE(6)
 #endif
 
@@ -157,6 +159,7 @@ static void pack_groups(void *out, const Weights *w, int j0, int n, int k0, int 
 #define AS AS_INT16
 #define VW 8
 #define MR 6
+#define MR4 ROWS4(6)
 #define FEW 32
 #ifndef MATMUL_TWINS
 #define DOT(a, x, w) ((a) + (VI)_mm256_madd_epi16((__m256i)(x), (__m256i)(w)))
@@ -173,6 +176,7 @@ static void pack_groups(void *out, const Weights *w, int j0, int n, int k0, int 
 #define AS AS_INT16
 #define VW 8
 #define MR 6
+#define MR4 ROWS4(6)
 #define FEW 32
 #ifndef MATMUL_TWINS
 #define ASM "%{vex%} vpdpwssd %2, %1, %0"
@@ -191,6 +195,7 @@ static void pack_groups(void *out, const Weights *w, int j0, int n, int k0, int 
 #define AS AS_INT16
 #define VW 16
 #define MR 12
+#define MR4 ROWS4(7)
 #define FEW 8
 #ifndef MATMUL_TWINS
 #define PAIRS512(p) _mm512_cvtepi8_epi16(_mm256_loadu_si256((const __m256i *)(const void *)(p)))
@@ -208,6 +213,7 @@ static void pack_groups(void *out, const Weights *w, int j0, int n, int k0, int 
 #define AS AS_INT16
 #define VW 16
 #define MR 14
+#define MR4 ROWS4(7)
 #define FEW 8
 #ifndef MATMUL_TWINS
 #define ASM "vpdpwssd %2, %1, %0"
@@ -247,6 +253,7 @@ const Narrow narrow_amx_two = {AS_TWO_BF16, AS_TWO_BF16, 32, 32, 1024, false, 0,
 #define AS AS_BYTES
 #define VW 4
 #define MR 6
+#define MR4 ROWS4(4)
 #define FEW 16
 #ifndef MATMUL_TWINS
 #define ASM ".arch armv8.2-a+dotprod\n\tsdot %0.4s, %1.16b, %2.16b"

@@ -191,18 +191,19 @@ PACK_INLINE void groups16(int32_t *out, const Weights *w, size_t j, int n, int k
         s[i] = (Units)floats_of_halves(half);
     }
     turn16(s, s);
-    for (size_t g = 0; g < groups; g++) {
-        int32_t *const o = out + g * (17 * 32);
-        if (g % 4 == 0) turn(u, w, j, n, (size_t)k0 + 32 * g, min_int(K - 32 * (int)g, 128));
-#pragma GCC unroll 4
-        for (size_t i = 0; i < 4; i++) {      // less 8, a nibble is a signed number of four bits
-            const UnitsShort t = (UnitsShort)(u[g % 4 * 4 + i] ^ (int32_t)0x88888888);
-            *(UnitsAt *)(o + i * 32) = (UnitsAt)(t << 12 >> 12);
-            *(UnitsAt *)(o + (4 + i) * 32) = (UnitsAt)(t << 8 >> 12);
-            *(UnitsAt *)(o + (8 + i) * 32) = (UnitsAt)(t << 4 >> 12);
-            *(UnitsAt *)(o + (12 + i) * 32) = (UnitsAt)(t >> 12);
+    for (size_t g = 0; g < groups; g++) *(UnitsAt *)(out + g * (17 * 32) + 16 * 32) = (UnitsAt)s[g];
+    for (int k = 0; k < K; k += 128) {
+        turn(u, w, j, n, (size_t)(k0 + k), min_int(K - k, 128));
+#pragma GCC unroll 16
+        for (int i = 0; i < 16; i++) {        // less 8, a nibble is a signed number of four bits
+            const UnitsShort t = (UnitsShort)(u[i] ^ (int32_t)0x88888888);
+            int32_t *const o = out + (k / 32 + i / 4) * (17 * 32) + i % 4 * 32;
+            if (k + i / 4 * 32 >= K) break;
+            *(UnitsAt *)o = (UnitsAt)(t << 12 >> 12);
+            *(UnitsAt *)(o + 4 * 32) = (UnitsAt)(t << 8 >> 12);
+            *(UnitsAt *)(o + 8 * 32) = (UnitsAt)(t << 4 >> 12);
+            *(UnitsAt *)(o + 12 * 32) = (UnitsAt)(t >> 12);
         }
-        *(UnitsAt *)(o + 16 * 32) = (UnitsAt)s[g];
     }
 }
 
