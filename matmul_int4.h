@@ -10,8 +10,8 @@
 //   x, INT16    c0 c2 .. c14 | c16 c18 .. c30 | c1 c3 .. c15 | c17 c19 .. c31      of VW / 4 groups each: a part, which
 //   x, BYTES    h0 .. h15    | h16 .. h31     | l0 .. l15    | l16 .. l31          is a vector
 //
-// A lane of a group thus sums columns 4k..4k+3 and 16+4k..16+4k+3. Since a weight is its nibble less 8, the sum starts at
-// -8 times the sum of x there; or, for more rows of x, 8 is taken from the nibbles themselves, which gives the same
+// A lane of a group thus sums columns 4k..4k+3 and 16+4k..16+4k+3. Since a weight is its nibble less 8, the sum starts
+// at -8 times the sum of x there; or, for more rows of x, 8 is taken from the nibbles themselves, which gives the same
 // integer. At most 8 * 32639 * 32 = 2^23 in magnitude, sums of a group are exact in f32; there they are multiplied by
 // the group's scale, added up for a block of x, and multiplied by the block's.
 // What each instruction set does with instructions of its own, or else the plain C here:

@@ -291,8 +291,9 @@ static TARGET void NAME(rows)(float *out, size_t ldo, const float *base, size_t 
 #undef CASES
 
 // ---------------------------------------------------------------------------------------------------------
-// The sums of rows() from w turned, (C,ld): column c of x meets row c of w. In rows() lane c % VW of a vector adds up
-// column c; here that lane is a row of sums, one for each output, so that outputs are what vectors run along.
+// The sums of rows() from w turned, (C,ld): column c of x meets row c of w. In rows() one lane of a vector adds up
+// column c, with bf16 the same for c and its neighbour; here that lane is a row of sums, one for each output, so that
+// outputs are what vectors run along.
 
 // Elements (r,c) to (r,c+VW-1) of an F32 or BF16, in order.
 INLINE V NAME(load_f)(const Weights *w, size_t r, size_t c, int dtype) {
