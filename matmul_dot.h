@@ -12,6 +12,7 @@
 //   DOT(a,x,w)    a + the dot products of the units of x and w, lane by lane. x and w: VI, a: VI, or V for bf16; or
 //   ASM, REG      an instruction that adds to %0 those of %1 and %2, and the constraint for its registers
 //   PAIRS(p)      VI: 2 * VW int8 at p as 16-bit integers (AS_INT16)
+//   KEEP(v)       a vector of x stays in its register: or else gcc loads it again for each row of w
 //
 // In order: vector types and what the instructions mean; conversion of x to integers; tile(), for many rows of x;
 // rows(), for a few; the same for int4 weights (matmul_int4.h, matmul_int4_blocks.h).
@@ -41,6 +42,7 @@ INLINE SUM NAME(dot)(SUM a, VI x, VI w) {
     return a;
 }
 #define DOT NAME(dot)
+#define ONE_DOT true
 #elif !defined(DOT)      // the meaning of the instructions in plain C
 #if AS == AS_BF16
 INLINE V NAME(dot)(V a, VI x, VI w) {
@@ -61,6 +63,9 @@ INLINE VI NAME(dot)(VI a, VI x, VI w) {
 #endif
 #define DOT NAME(dot)
 #endif
+#ifndef ONE_DOT
+#define ONE_DOT false
+#endif
 #ifndef PAIRS
 INLINE VI NAME(pairs)(const int8_t *p) {
     VI v = {0};
@@ -68,6 +73,9 @@ INLINE VI NAME(pairs)(const int8_t *p) {
     return v;
 }
 #define PAIRS NAME(pairs)
+#endif
+#ifndef KEEP
+#define KEEP(v) ((void)(v))
 #endif
 
 // ---------------------------------------------------------------------------------------------------------
@@ -211,23 +219,25 @@ INLINE void NAME(finish)(float *out, size_t ldo, const float *base, size_t ldbas
                           scale ? scale + r : NULL, min_int(4, R - r));
 }
 
-// Rows j .. j+rw of w: the sums (rw,T), in lanes
-INLINE void NAME(rows_rw)(V *sum, const NarrowX *x, const Weights *w, size_t j, int T, int rw, int C) {
-    const int c0 = C / (UNIT * VW) * (UNIT * VW);
-    const uint8_t *const first = weight_at(w, j, 0), *const ahead = first + (size_t)rw * w->ld + 8192;
-    for (int i = 0; i < rw * T; i++) sum[i] = (V){0};
-    for (int b = 0; b < C; b += BLOCK) {
-        const int end = min_int(b + BLOCK, C);
+// Rows j .. j+rw of w, columns from .. to, times T rows of x, are added to sum (rw,T). from is a multiple of BLOCK.
+// Meanwhile as much is asked of memory that begins at `ahead`, line after line.
+INLINE void NAME(rows_rw)(V *sum, const NarrowX *x, const Weights *w, size_t j, int T, int rw, int from, int to,
+                          const uint8_t *ahead) {
+    const uint8_t *const first = weight_at(w, j, 0), *end = ahead + (to - from);
+    for (int b = from; b < to; b += BLOCK) {
+        const int stop = min_int(b + BLOCK, to);
         int c = b;
         VI acc[4][MOST * PLANES];
 #pragma GCC unroll 16
         for (int t = 0; t < T * PLANES; t++)
 #pragma GCC unroll 16
             for (int r = 0; r < rw; r++) acc[r][t] = (VI){0};
-        for (; c + UNIT * VW <= end; c += UNIT * VW) {
+        for (; c + UNIT * VW <= stop; c += UNIT * VW) {
             VI wv[4];
 #pragma GCC unroll 16
-            for (int i = 0; i < rw * UNIT * VW; i += 64) __builtin_prefetch(ahead + (size_t)rw * (size_t)c + i, 0, 3);
+            for (int i = 0; i < rw * UNIT * VW; i += 64) __builtin_prefetch(ahead + i, 0, 3);
+            ahead += rw * UNIT * VW;
+            if (T > 2 && ahead >= end) ahead += w->ld - (size_t)(to - from), end += w->ld;   // to the row behind it
 #pragma GCC unroll 16
             for (int r = 0; r < rw; r++) {
                 const uint8_t *p = first + (size_t)r * w->ld + c;
@@ -236,7 +246,8 @@ INLINE void NAME(rows_rw)(V *sum, const NarrowX *x, const Weights *w, size_t j, 
 #pragma GCC unroll 16
             for (int t = 0; t < T * PLANES; t++) {
                 const uint8_t *const row = x->data + (size_t)(t / PLANES) * x->ld + (size_t)(t % PLANES) * x->low;
-                const VI xt = *(const NAME(vm) *)(row + (size_t)c * 4 / UNIT);
+                VI xt = *(const NAME(vm) *)(row + (size_t)c * 4 / UNIT);
+                if (rw > 1) KEEP(xt);
 #pragma GCC unroll 16
                 for (int r = 0; r < rw; r++) acc[r][t] = DOT(acc[r][t], xt, wv[r]);
             }
@@ -251,7 +262,8 @@ INLINE void NAME(rows_rw)(V *sum, const NarrowX *x, const Weights *w, size_t j, 
             }
         }
     }
-    if (c0 < C)                      // less than a vector, only behind the last block
+    const int C = (int)w->ld, c0 = C / (UNIT * VW) * (UNIT * VW);
+    if (to == C && c0 < C)           // less than a vector, only behind the last block
         for (int t = 0; t < T; t++)
             for (int r = 0; r < rw; r++) {
                 int tail = 0;
@@ -261,20 +273,30 @@ INLINE void NAME(rows_rw)(V *sum, const NarrowX *x, const Weights *w, size_t j, 
             }
 }
 
+// As in matmul_kernels.h: columns a panel at a time where there are several rows of x.
 INLINE void NAME(rows_t)(float *out, size_t ldo, const float *base, size_t ldbase, const NarrowX *x, const Weights *w,
                          int j0, int T, int n, int C) {
-    // rw * (T + 1) * PLANES + 1 registers, of 16 or 32; for one or two rows of x a single stream is fastest
-    const int rw = VW == 16 ? (T < 3 ? 1 : 4) : T == 3 || T == 4 ? 3 : 2;
+    // rw * (T + 1) * PLANES + 1 registers, of 16 or 32, and one more where DOT is two instructions; for one or two rows
+    // of x a single stream is fastest
+    enum { IN_L1 = 32768, AHEAD = 8192 };
+    const int rw = VW == 16 ? (T < 3 ? 1 : 4) : T == 3 || (T == 4 && ONE_DOT) ? 3 : 2;
+    const int blocks = ceil_div(C, BLOCK), panels = T < 3 ? 1 : ceil_div(blocks, IN_L1 / (T * 2 * BLOCK));
+    const int wide = ceil_div(blocks, panels) * BLOCK;
     for (int j = 0; j < n; j += STRIP) {
         V sum[STRIP * MOST];
         const int R = min_int(STRIP, n - j);
-        const float *const scale = (const float *)w->scale + j0 + j;
-        int r = 0;
-        for (; r + rw <= R; r += rw) NAME(rows_rw)(sum + r * T, x, w, (size_t)(j0 + j + r), T, rw, C);
-        for (; r < R; r++) NAME(rows_rw)(sum + r * T, x, w, (size_t)(j0 + j + r), T, 1, C);
-        for (; r % 4; r++)
-            for (int t = 0; t < T; t++) sum[r * T + t] = (V){0};
-        NAME(finish)(out + j, ldo, base ? base + j : NULL, ldbase, sum, scale, T, R);
+        for (int i = 0; i < ceil_div(R, 4) * 4 * T; i++) sum[i] = (V){0};
+        for (int from = 0; from < C; from += wide) {
+            const int to = min_int(from + wide, C), rows_ahead = AHEAD / (to - from) + 1;
+            for (int r = 0, step; r < R; r += step) {
+                const int next = r + (rows_ahead > rw ? rows_ahead : rw);
+                const uint8_t *const ahead = row_later(w, (size_t)(j0 + j), R, next, (size_t)from, (size_t)to);
+                step = r + rw <= R ? rw : 1;
+                if (step == rw) NAME(rows_rw)(sum + r * T, x, w, (size_t)(j0 + j + r), T, rw, from, to, ahead);
+                else NAME(rows_rw)(sum + r * T, x, w, (size_t)(j0 + j + r), T, 1, from, to, ahead);
+            }
+        }
+        NAME(finish)(out + j, ldo, base ? base + j : NULL, ldbase, sum, (const float *)w->scale + j0 + j, T, R);
     }
 }
 
@@ -291,13 +313,21 @@ INLINE void NAME(slices)(Rows *rows, float *out, size_t ldo, const float *base, 
         }
 }
 
+// A function for each, or else gcc 12 spills sums.
+#define CASE(t) \
+    static TARGET __attribute__((noinline)) void NAME(rows_##t)( \
+        float *out, size_t ldo, const float *base, size_t ldbase, const NarrowX *x, const Weights *w, int j0, int n, \
+        int C) { NAME(rows_t)(out, ldo, base, ldbase, x, w, j0, t, n, C); }
+FEW_ROWS
+#undef CASE
+
 static TARGET void NAME(rows)(float *out, size_t ldo, const float *base, size_t ldbase, const NarrowX *x,
                               const Weights *w, int j0, int T, int n, int C) {
     if (T > MOST) {
         NAME(slices)(NAME(rows), out, ldo, base, ldbase, x, w, j0, T, n, C);
         return;
     }
-#define CASE(t) case t: NAME(rows_t)(out, ldo, base, ldbase, x, w, j0, t, n, C); break;
+#define CASE(t) case t: NAME(rows_##t)(out, ldo, base, ldbase, x, w, j0, n, C); break;
     switch (T) { FEW_ROWS }
 #undef CASE
 }
@@ -327,9 +357,11 @@ const Narrow NAME(narrow) = {
 #undef FMA
 #undef HALVES
 #undef SPREAD
+#undef ONE_DOT
 #undef ASM
 #undef REG
 #undef PAIRS
+#undef KEEP
 #undef NAME
 #undef TARGET
 #undef VW

@@ -10,9 +10,10 @@
 //   x, INT16    c0 c2 .. c14 | c16 c18 .. c30 | c1 c3 .. c15 | c17 c19 .. c31      of VW / 4 groups each: a part, which
 //   x, BYTES    h0 .. h15    | h16 .. h31     | l0 .. l15    | l16 .. l31          is a vector
 //
-// A lane of a group thus sums columns 4k..4k+3 and 16+4k..16+4k+3. It starts at -8 times the sum of x there, since a
-// weight is its nibble less 8. At most 8 * 32639 * 32 = 2^23 in magnitude, sums of a group are exact in f32; there they
-// are multiplied by the group's scale, added up for a block of x, and multiplied by the block's.
+// A lane of a group thus sums columns 4k..4k+3 and 16+4k..16+4k+3. Since a weight is its nibble less 8, the sum starts
+// at -8 times the sum of x there; or, for more rows of x, 8 is taken from the nibbles themselves, which gives the same
+// integer. At most 8 * 32639 * 32 = 2^23 in magnitude, sums of a group are exact in f32; there they are multiplied by
+// the group's scale, added up for a block of x, and multiplied by the block's.
 // What each instruction set does with instructions of its own, or else the plain C here:
 //   FMA(a,b,c)    a * b + c on vectors of floats
 //   HALVES(p)     V: VW f16 at p
@@ -96,11 +97,27 @@ static TARGET void NAME(convert4)(uint8_t *row, float *scale, const float *x, in
 
 // ---------------------------------------------------------------------------------------------------------
 
-// One vector of weights, its nibbles apart.
-INLINE void NAME(nibbles)(VI n[4], const uint8_t *p) {
+// One vector of weights, its nibbles apart: as they lie there, or less 8, which is what their bits mean as a number
+// with a sign once the highest of the four is inverted.
+INLINE void NAME(nibbles)(VI n[4], const uint8_t *p, bool less8) {
+#if AS == AS_BYTES
+    typedef int8_t Parts __attribute__((vector_size(4 * VW), may_alias));
+#else
+    typedef int16_t Parts __attribute__((vector_size(4 * VW), may_alias));
+#endif
     typedef uint16_t Words __attribute__((vector_size(4 * VW), may_alias));
     typedef uint16_t Loaded __attribute__((vector_size(4 * VW), aligned(1), may_alias));
     const Words w = *(const Loaded *)p;
+    if (less8) {
+        const Words s = w ^ 0x8888;
+#if AS == AS_BYTES
+        n[0] = (VI)((Parts)(s << 4) >> 4), n[1] = (VI)((Parts)s >> 4);
+#else
+        n[0] = (VI)((Parts)(s << 12) >> 12), n[1] = (VI)((Parts)(s << 8) >> 12);
+        n[2] = (VI)((Parts)(s << 4) >> 12), n[3] = (VI)((Parts)s >> 12);
+#endif
+        return;
+    }
 #if AS == AS_BYTES
     n[0] = (VI)(w & 0x0F0F), n[1] = (VI)(w >> 4 & 0x0F0F);
 #else
@@ -113,6 +130,7 @@ INLINE void NAME(nibbles)(VI n[4], const uint8_t *p) {
 INLINE void NAME(units4)(V *sum, const NarrowX *x, const Weights *w, size_t j, int T, int rw, int from, int to,
                          const uint8_t *ahead, const uint8_t *ahead_scale) {
     const size_t groups = groups_of(w->ld), panel = (size_t)(to - from) * 16 * VW;
+    const bool less8 = T > 2;    // costs more once, less for each row of x; the sums are the same integers
     const uint8_t *const data = weight_at(w, j, 0);
     const uint16_t *const scales = (const uint16_t *)w->scale + j * groups;
     for (int u = from; u < to; u++) {
@@ -145,7 +163,7 @@ INLINE void NAME(units4)(V *sum, const NarrowX *x, const Weights *w, size_t j, i
             V s[2];
 #pragma GCC unroll 16
             for (int r = 0; r < rw; r++) {
-                NAME(nibbles)(n[r], p[r] + q * 4 * VW);
+                NAME(nibbles)(n[r], p[r] + q * 4 * VW, less8);
                 s[r] = SPREAD(sv[r], q);
             }
             const uint8_t *const xq = x->data + (size_t)u * NAME(unit_x) + (size_t)q * 20 * VW;
@@ -154,10 +172,12 @@ INLINE void NAME(units4)(V *sum, const NarrowX *x, const Weights *w, size_t j, i
                 const uint8_t *const xt = xq + (size_t)t * x->ld;
                 VI a[2], h[2];
 #pragma GCC unroll 16
-                for (int r = 0; r < rw; r++) a[r] = *(const NAME(vm) *)(xt + 16 * VW), h[r] = (VI){0};
+                for (int r = 0; r < rw; r++)
+                    a[r] = less8 ? (VI){0} : (VI)*(const NAME(vm) *)(xt + 16 * VW), h[r] = (VI){0};
 #pragma GCC unroll 4
                 for (int i = 0; i < 4; i++) {
-                    const VI xi = *(const NAME(vm) *)(xt + i * 4 * VW);
+                    VI xi = *(const NAME(vm) *)(xt + i * 4 * VW);
+                    if (rw > 1) KEEP(xi);
 #pragma GCC unroll 16
                     for (int r = 0; r < rw; r++)
                         if (AS == AS_BYTES && i < 2) h[r] = DOT(h[r], xi, n[r][i]);
@@ -206,13 +226,20 @@ INLINE void NAME(rows4_t)(float *out, size_t ldo, const float *base, size_t ldba
     }
 }
 
+#define CASE(t) \
+    static TARGET __attribute__((noinline)) void NAME(rows4_##t)( \
+        float *out, size_t ldo, const float *base, size_t ldbase, const NarrowX *x, const Weights *w, int j0, int n, \
+        int C) { NAME(rows4_t)(out, ldo, base, ldbase, x, w, j0, t, n, C); }
+FEW_ROWS
+#undef CASE
+
 static TARGET void NAME(rows4)(float *out, size_t ldo, const float *base, size_t ldbase, const NarrowX *x,
                                const Weights *w, int j0, int T, int n, int C) {
     if (T > MOST) {
         NAME(slices)(NAME(rows4), out, ldo, base, ldbase, x, w, j0, T, n, C);
         return;
     }
-#define CASE(t) case t: NAME(rows4_t)(out, ldo, base, ldbase, x, w, j0, t, n, C); break;
+#define CASE(t) case t: NAME(rows4_##t)(out, ldo, base, ldbase, x, w, j0, n, C); break;
     switch (T) { FEW_ROWS }
 #undef CASE
 }

@@ -14,10 +14,9 @@
 //   PACK         another function than pack()
 //
 // In order: vector types and loads; tile(), the heart of the large products; rows(), for a few rows of x against a
-// stream of weights, and arrange(), which puts x in order for it; living(), the same for weights that lie on their
-// side and rows of x that are mostly zero; pack(), which turns weights for tile(); living() for int8
-// (matmul_living.h); matmul_math.h. matmul.c draws the
-// layouts and says when each is used, and holds the same functions in plain C.
+// stream of weights, and arrange(), which puts x in order for it; living(), the same for weights that lie on their side
+// and rows of x that are mostly zero, and for int8 in matmul_living.h; pack(), which turns weights for tile();
+// matmul_math.h. matmul.c draws the layouts and says when each is used, and holds the same functions in plain C.
 // Not here: threads, blocking, the choice of an instruction set.
 
 typedef float NAME(v) __attribute__((vector_size(4 * VW), aligned(4), may_alias));    // aligned like a float
@@ -94,7 +93,7 @@ static TARGET void NAME(tile)(float *out, size_t ldo, const float *base, size_t 
 // for all T. Columns come in units of 32, UNIT, and x is put into this order once for each product, so that one pointer
 // finds all of it (zeros behind C):
 //
-//   x   unit 0: | VW columns of row 0 | the same of row 1 | ... | of row T-1 | the next VW of row 0 | ...   unit 1: ...
+//   x   unit 0: | VW columns of row 0 | of row 1 | ... | of row T-1 | the next VW of row 0 | ...   unit 1: ...
 //
 // A bf16 is the upper half of an f32, and two of them lie in 32 bits: a shift makes f32 of the even columns of a vector
 // of pairs, a mask of the odd ones. So against bf16 each 2 * VW columns of x lie apart as well, here for VW = 4. Not
@@ -220,16 +219,11 @@ INLINE void NAME(rows_rw)(V *sum, size_t apart, const float *x, const Weights *w
 // Rows j .. j+R of w. rw * T sums, a vector of x or of each row of w, and a mask: 16 or 32 registers.
 INLINE void NAME(rows_t)(V *sum, size_t apart, const float *x, const Weights *w, size_t j, int T, int R, int from,
                          int to, int dtype) {
-    const int rw = VW == 16 ? (T < 3 ? 1 : 4) : T == 3 || T == 4 ? 3 : 2;
-    const size_t row_bytes = bytes_of(w, w->ld), run = bytes_of(w, (size_t)(to - from) * UNIT);
-    const int rows_ahead = (int)(AHEAD / run) + 1, later = rows_ahead > rw ? rows_ahead : rw;
-    const bool last = (size_t)to * UNIT >= w->ld;
-    const uint8_t *const here = weight_at(w, j, (size_t)from * UNIT);
-    const uint8_t *const after = last ? weight_at(w, j + (size_t)R, 0) : weight_at(w, j, (size_t)to * UNIT);
+    const int rw = VW == 16 ? (T < 3 ? 1 : 4) : T == 3 ? 3 : 2;
+    const int rows_ahead = (int)(AHEAD / bytes_of(w, (size_t)(to - from) * UNIT)) + 1;
     for (int r = 0, step; r < R; r += step) {
-        const int next = r + later;
-        const uint8_t *const ahead = next < R ? here + (size_t)next * row_bytes :
-                                     after + (size_t)(next - R) * row_bytes;
+        const int next = r + (rows_ahead > rw ? rows_ahead : rw);
+        const uint8_t *const ahead = row_later(w, j, R, next, (size_t)from * UNIT, (size_t)to * UNIT);
         V *const s = sum + (size_t)r * apart;
         step = r + rw <= R ? rw : 1;
         if (step == rw) NAME(rows_rw)(s, apart, x, w, j + (size_t)r, T, rw, from, to, ahead, dtype);
@@ -275,8 +269,8 @@ static TARGET void NAME(rows)(float *out, size_t ldo, const float *base, size_t 
                               const Weights *w, int j0, int T, int n) {
     const int units = ceil_div((int)w->ld, UNIT), slice = slice_of(T);
     // one or two rows of x are quickly read from the level 2 cache, and memory is fastest when w is one stream
-    const int panels = T < 3 ? 1 : ceil_div(units, X_IN_L1 / (slice * UNIT * 4));
-    const int wide = ceil_div(units, panels + !panels);
+    const int panels = T < 3 || units == 0 ? 1 : ceil_div(units, X_IN_L1 / (slice * UNIT * 4));
+    const int wide = ceil_div(units, panels);
     for (int j = 0; j < n; j += BAND) {
         V sum[BAND * FEW];
         const int R = min_int(BAND, n - j);
@@ -300,8 +294,9 @@ static TARGET void NAME(rows)(float *out, size_t ldo, const float *base, size_t 
 #undef CASES
 
 // ---------------------------------------------------------------------------------------------------------
-// The sums of rows() from w turned, (C,ld): column c of x meets row c of w. In rows() lane c % VW of a vector adds up
-// column c; here that lane is a row of sums, one for each output, so that outputs are what vectors run along.
+// The sums of rows() from w turned, (C,ld): column c of x meets row c of w. In rows() one lane of a vector adds up
+// column c, with bf16 the same for c and its neighbour; here that lane is a row of sums, one for each output, so that
+// outputs are what vectors run along.
 
 // Elements (r,c) to (r,c+VW-1) of an F32 or BF16, in order.
 INLINE V NAME(load_f)(const Weights *w, size_t r, size_t c, int dtype) {

@@ -165,6 +165,7 @@ static void pack_groups(void *out, const Weights *w, int j0, int n, int k0, int 
 #define DOT(a, x, w) ((a) + (VI)_mm256_madd_epi16((__m256i)(x), (__m256i)(w)))
 #define PAIRS(p) (VI)_mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i *)(const void *)(p)))
 #define FMA(a, b, c) _mm256_fmadd_ps(a, b, c)
+#define KEEP(v) __asm__("" : "+x"(v))
 #define HALVES(p) (V)_mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(const void *)(p)))
 #define SPREAD(v, q) (V)_mm256_permutevar8x32_ps((__m256)(v), _mm256_add_epi32(_mm256_set1_epi32(2 * (q)), \
     _mm256_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1)))
@@ -183,6 +184,7 @@ static void pack_groups(void *out, const Weights *w, int j0, int n, int k0, int 
 #define REG "x"
 #define PAIRS(p) (VI)_mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i *)(const void *)(p)))
 #define FMA(a, b, c) _mm256_fmadd_ps(a, b, c)
+#define KEEP(v) __asm__("" : "+x"(v))
 #define HALVES(p) (V)_mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(const void *)(p)))
 #define SPREAD(v, q) (V)_mm256_permutevar8x32_ps((__m256)(v), _mm256_add_epi32(_mm256_set1_epi32(2 * (q)), \
     _mm256_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1)))

@@ -91,6 +91,13 @@ static inline int rows_in_a_job(const Weights *w, int OC, int C, int threads) {
     return rows < 4 ? 4 : rows;
 }
 
+// Rows j .. j+R of w are read from column `from` to column `to`, then from there on, and behind them the next rows:
+// where what comes `next` rows behind row j begins.
+static inline const uint8_t *row_later(const Weights *w, size_t j, int R, int next, size_t from, size_t to) {
+    if (next < R) return weight_at(w, j + (size_t)next, from);
+    return to < w->ld ? weight_at(w, j + (size_t)(next - R), to) : weight_at(w, j + (size_t)next, 0);
+}
+
 // Weights that are asked of memory while others are multiplied: `lines` cache lines of each of `rows` rows, ld bytes
 // apart, to the level 2 cache. Only `quota` lines at a time, once in AHEAD_STEPS steps of a tile: many at once keep the
 // loads behind them waiting, and with 40 rows of x that took a third of the time.

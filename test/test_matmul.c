@@ -1,8 +1,8 @@
 // test/test_matmul.c: every inner loop of matmul.c that this processor has, against sums in double.
 //
 // In order: memory that ends at an unreadable page, the comparison, matmul over many shapes, gemm_nt and gemm_nn,
-// scores and mix, activations, soft-max and norms, NaN and empty inputs, tensor_row, and a control that shows that the
-// bound can fail. Linked with matmul.c compiled with -DMATMUL_TWINS it is test_matmul_twins.
+// scores and mix, activations, soft-max and norms, NaN and empty inputs, very long rows, tensor_row, and a control that
+// shows that the bound can fail. Linked with matmul.c compiled with -DMATMUL_TWINS it is test_matmul_twins.
 //
 // Bound, for every element: |got - want| <= (C + 3) * 2^-24 * (|bias| + sum_c |x_c w_c|). It holds for any order of
 // summation in f32. Measured for C >= 64 on the shapes below: worst element 0.009 of it with few rows (each vector lane
@@ -394,6 +394,20 @@ static void check_edges(State *s, const MatmulKernels *k) {
     }
 }
 
+// More columns than a few rows of x put in order have room for.
+static void check_long(State *s, const MatmulKernels *k) {
+    enum { T = 2, C = 300000, OC = 3 };
+    static float x[T * C], w[OC * C], out[T * OC];
+    Ref ref[T * OC];
+    for (int i = 0; i < T * C; i++) x[i] = noise((uint64_t)i);
+    for (int i = 0; i < OC * C; i++) w[i] = noise((uint64_t)i + 55);
+    for (int i = 0; i < T * OC; i++) ref[i] = ref_of(x + i / OC * C, w + i % OC * C, C, DT_F32, 0, matmul_isa(k));
+    const Tensor tensor = {w, NULL, DT_F32, OC, C};
+    const Par par = par_of(s, k, 2, true);
+    matmul(out, x, &tensor, NULL, T, &par);
+    EXPECT(&s->t, excess(out, OC, ref, OC, T, OC, C) <= 1, "%s C=%d", matmul_isa(k), C);
+}
+
 static void check_tensor_row(State *s) {
     float w[3 * 7], out[9];
     uint16_t h[3 * 7];
@@ -482,6 +496,7 @@ int main(void) {
         check_vectors(&s, k);
         check_math(&s, k);
         check_edges(&s, k);
+        check_long(&s, k);
         for (int dtype = DT_F32; dtype <= DT_INT4; dtype++) check_control(&s, k, dtype);
         // more converted x than there is room for at once
         for (int dtype = DT_INT8; dtype <= DT_INT4 && off_int(isas[i]) > 0; dtype++)
