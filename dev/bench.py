@@ -13,12 +13,12 @@ everything. `table` makes the report from that (bench_table.py). --quick stands 
 with `prepare` for a model of N layers.
 
 A unit of work is one engine at one dtype: ./blip2 at one number of threads, greedy and with beams, a process each as a
-user has it, its file in the page cache; a peer at all numbers of threads (bench_peers.py), which keeps its model. The
-ceilings (dev/ceiling.c) are read before and after every process of ./blip2: a shared machine gives half of its memory
-bandwidth at one minute and all of it at the next, so a share of a ceiling means something only with the ceiling of that
-minute. A dtype may name an instruction set, as in bf16+avx512bf16; --isa avx2 holds everything to AVX2, peers and peak
-included, so that a newer processor stands in for an older one. What does not fit into memory is left out with the
-reason; of transformers in f32 half of the language model's layers are tried then, and marked.
+user has it, its file in the page cache as an earlier one left it; a peer at all numbers of threads (bench_peers.py),
+which keeps its model. The ceilings (dev/ceiling.c) are read before and after every process of ./blip2: a shared machine
+gives half of its memory bandwidth at one minute and all of it at the next, so a share of a ceiling means something only
+with the ceiling of that minute. A dtype may name an instruction set, as in bf16+avx512bf16; --isa avx2 holds everything
+to AVX2, peers and peak included, so that a newer processor stands in for an older one. What does not fit into memory is
+left out with the reason; of transformers in f32 half of the language model's layers are tried then, and marked.
 
 In order: the command line, preparing, ceilings, engines, the record, pieces, main. Not here: single products
 (build/ceiling --matmul), correctness (test/parity_model.py, dev/fullsize.py).
@@ -26,6 +26,7 @@ In order: the command line, preparing, ceilings, engines, the record, pieces, ma
 
 import argparse
 import json
+import mmap
 import os
 import platform
 import re
@@ -45,6 +46,7 @@ PROMPT = "a photo of"
 DTYPES = ["f32", "bf16", "int8", "int4"]
 PATIENCE = 420                                   # seconds that a peer may take for one answer
 SPARE = 600e6                                    # bytes that ./blip2 needs beside its file
+MADV_POPULATE_READ, PIECE = 22, 1 << 22          # Linux 5.14; as in readahead.c
 # PyTorch's own loops, oneDNN, MKL, CTranslate2.
 ONLY_AVX2 = {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2", "MKL_ENABLE_INSTRUCTIONS": "AVX2",
              "CT2_FORCE_CPU_ISA": "AVX2"}
@@ -195,13 +197,14 @@ def machine():
 
 
 def warm(path):
-    """Reads a file, so that it lies in the page cache."""
+    """Puts a file into the page cache as a first ./blip2 leaves it there: in pages of 2 MB where the system has them
+    for files (model.c, readahead.c). A plain read would leave small ones, which later runs find and keep."""
     with open(path, "rb", 0) as f:
-        while f.readinto(warm.block):
-            pass
-
-
-warm.block = bytearray(1 << 24)
+        os.posix_fadvise(f.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        with mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ) as m:
+            m.madvise(mmap.MADV_HUGEPAGE)
+            for at in range(0, len(m), PIECE):
+                m.madvise(MADV_POPULATE_READ, at, min(PIECE, len(m) - at))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
