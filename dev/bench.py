@@ -26,7 +26,6 @@ In order: the command line, preparing, ceilings, engines, the record, pieces, ma
 
 import argparse
 import json
-import mmap
 import os
 import platform
 import re
@@ -46,7 +45,6 @@ PROMPT = "a photo of"
 DTYPES = ["f32", "bf16", "int8", "int4"]
 PATIENCE = 420                                   # seconds that a peer may take for one answer
 SPARE = 600e6                                    # bytes that ./blip2 needs beside its file
-MADV_POPULATE_READ, PIECE = 22, 1 << 22          # Linux 5.14; as in readahead.c
 # PyTorch's own loops, oneDNN, MKL, CTranslate2.
 ONLY_AVX2 = {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2", "MKL_ENABLE_INSTRUCTIONS": "AVX2",
              "CT2_FORCE_CPU_ISA": "AVX2"}
@@ -196,17 +194,6 @@ def machine():
     return f"{name}, {os.cpu_count()} cores ({', '.join(have) or 'none of ' + ', '.join(wanted)})"
 
 
-def warm(path):
-    """Puts a file into the page cache as a first ./blip2 leaves it there: in pages of 2 MB where the system has them
-    for files (model.c, readahead.c). A plain read would leave small ones, which later runs find and keep."""
-    with open(path, "rb", 0) as f:
-        os.posix_fadvise(f.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-        with mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ) as m:
-            m.madvise(mmap.MADV_HUGEPAGE)
-            for at in range(0, len(m), PIECE):
-                m.madvise(MADV_POPULATE_READ, at, min(PIECE, len(m) - at))
-
-
 # ---------------------------------------------------------------------------------------------------------------------
 # Engines. A unit yields ((threads, beams), result); a result is stage -> seconds, "peak" in bytes, and the like.
 
@@ -238,6 +225,15 @@ def run_blip2(args, dtype, threads, beams):
     return {**result, "peak": float(peak[1]) * 1e6, "file": weight_file(args, dtype).stat().st_size}
 
 
+def warm(args, dtype, threads):
+    """The file goes out of the page cache, and comes back as a run of ./blip2 leaves it there: in pages of 2 MB where
+    the system has them for files (model.c, readahead.c). A plain read leaves small ones, which later runs keep. And
+    where the system takes back what seems unused, a run has used it all."""
+    with open(weight_file(args, dtype), "rb", 0) as f:
+        os.posix_fadvise(f.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    run_blip2(args, dtype, threads, 1)
+
+
 def unit_blip2(args, dtype, threads, ceiling):
     """./blip2 at one number of threads; each result with the ceilings beside it, the better of before and after."""
     file = weight_file(args, dtype)
@@ -245,7 +241,7 @@ def unit_blip2(args, dtype, threads, ceiling):
         raise MemoryError(f"there is no {file.name} (prepare)")
     if file.stat().st_size + SPARE > available():
         raise MemoryError(f"{file.stat().st_size / 1e9:.1f} GB of weights, {available() / 1e9:.1f} GB free")
-    warm(file)
+    warm(args, dtype, threads)
     before = ceilings(args, ceiling, threads)
     for beams in 1, args.beams:
         result = run_blip2(args, dtype, threads, beams)
