@@ -35,7 +35,8 @@ STATIC = ROOT / "build" / "static"
 # Where things lie in the guest's memory; rom.S has the first two.
 PARAMETERS, KERNEL, COMMAND_LINE, ARCHIVE = 0x90000, 0x100000, 0x91000, 128 << 20
 MEMORY = 512                                        # MB
-BOOT = "console=ttyS0 loglevel=1 nokaslr nolapic noapic acpi=off mitigations=off panic=-1 rdinit=/init"
+# fsrm: without a BIOS the bit for fast strings is off, and Linux 6.1 takes FSRM without ERMS for a copy that never ends
+BOOT = "console=ttyS0 loglevel=1 nokaslr nolapic noapic acpi=off mitigations=off panic=-1 clearcpuid=fsrm rdinit=/init"
 
 # planted by the control: the low bytes of x are multiplied with the wrong half of the weights
 MISTAKE = ("TILE_INT8(&tiles, 3, 5, 7);", "TILE_INT8(&tiles, 3, 5, 6);")
@@ -237,7 +238,7 @@ def test_demo(machine: Machine, isa: str) -> tuple[bool, str]:
 def control_without(machine: Machine) -> tuple[bool, str]:
     """A processor without AMX: the test must not pass there."""
     files = {"test_matmul": (0o755, (STATIC / "test_matmul").read_bytes())}
-    serial = machine.run("control-without", files, [["/test_matmul", "amx"]], "corei7_icelake-u")
+    serial = machine.run("control-without", files, [["/test_matmul", "amx"]], "corei7_icelake_u")
     passed, line = judge_isa("amx", *results(serial, 1)[0])
     return not passed and "not on this processor" in line, f"control, a processor without AMX: {line}"
 
