@@ -10,8 +10,9 @@ Why changed: Bochs knows AMX, but not XFD ("extended feature disable"), by which
 instruction of a program trap, so that it makes room for 8 KB of tiles only in programs that use them. Without XFD Linux
 (arch/x86/kernel/fpu/xstate.c) does not switch tiles on at all. EDITS adds it, as Intel's manual has it (volume 1,
 section 13.14): two MSRs, their bits of CPUID, #NM where the MSR says so. Left out: what XFD changes in XSAVE and XRSTOR,
-which Linux never asks for tiles that it has disabled. The arithmetic of the tiles is Bochs's own. One edit more: files
-that run.py lays in memory would all land at address 0, since the address lines are opened only afterwards.
+which Linux never asks for tiles that it has disabled. Two edits more: TDPBSSD
+multiplied bytes without their signs; files that run.py lays in memory would all land at address 0, since the address
+lines are opened only afterwards. The rest of the arithmetic of tiles is Bochs's own.
 
 In order: the edits, editing, building. Not here: running it (run.py).
 """
@@ -50,6 +51,11 @@ EDITS = [
      "\n      updateFetchModeMask();"
      "\n      break;"
      "\n    case 0x1c5: BX_CPU_THIS_PTR msr.ia32_xfd_error = val_64; break;"),
+    # TDPBSSD took signed bytes for unsigned ones; Intel's manual, volume 2, has them sign-extended
+    ("cpu/avx/amx.cc", "BX_CPP_INLINE Bit32u DPBDSS(Bit32u x, Bit32u y)\n{",
+     "\n  Bit32s sum = 0;"
+     "\n  for (int n = 0; n < 32; n += 8) sum += Bit32s(Bit8s(x >> n)) * Bit32s(Bit8s(y >> n));"
+     "\n  return Bit32u(sum);\n"),
     # no tile instruction is decoded as one while XFD forbids tiles; what then runs in its place says why
     ("cpu/proc_ctrl.cc", "if (! long64_mode() || ! BX_CPU_THIS_PTR cr4.get_OSXSAVE() ||",
      "\n      (BX_CPU_THIS_PTR msr.ia32_xfd & BX_XCR0_XTILEDATA_MASK) != 0 ||"),
