@@ -5,7 +5,7 @@
 --bochs is what bochs.py made; --kernel a Linux for x86-64, 5.16 or later, such as Debian's (6.1 of its package
 linux-image-cloud-amd64 was tried). Without further options: test_matmul once for each of ISAS, the demo model's
 answers with --cpu-isa amx, and the controls, which must fail: a processor without AMX, a mistake planted in
-matmul_amx.h. Two machines at a time (--jobs), about ten minutes in all on two cores.
+matmul_amx.h. Two machines at a time (--jobs), some minutes each.
 
 The guest is that kernel, an archive in memory with init.c, the statically linked programs and demo/, and rom.S in place
 of a BIOS: no disk, no boot loader. Everything is made in build/emulator; the serial line of a guest is left there too.
