@@ -2,7 +2,8 @@
 //
 // In order: the shape of a product and of its blocks, the table of inner loops, those loops in plain C (the truth for
 // the others; matmul_isa.h adds those for each instruction set), the blocked product, threads, and the functions of
-// matmul.h. Where the processor has dot products of narrower types, weights of such types go to matmul_narrow.c.
+// matmul.h. Where the processor has dot products of narrower types, weights of such types go to matmul_narrow.c; how
+// products are cut into jobs stands in matmul_jobs.h.
 //
 //   out (T,OC) = x (T,C) w (OC,C)^T          Two ways, by the number of rows of x:
 //
@@ -28,10 +29,9 @@
 // stay within C * 2^-24 * sum_c |x_c w_c| of the true sum; test/test_matmul.c measures how far.
 // Not here: anything that knows what the matrices mean.
 #include "matmul.h"
+#include "matmul_jobs.h"
 #include "matmul_narrow.h"
-#include "matmul_weights.h"
 
-#include <limits.h>
 #include <math.h>
 #include <string.h>
 
@@ -228,23 +228,8 @@ static void multiply_step(const Product *p, const float *x, int m, int M, int n,
 // ---------------------------------------------------------------------------------------------------------
 // Threads: jobs are handed out one by one, so that a thread whose core is shared simply does fewer.
 
-// Below some ten microseconds of work, waking threads costs more than they save, much more on busy cores.
-static bool worth(const Product *p) { return (double)p->M * p->N * p->K > 2e5; }
-
 static void run_jobs(Job *run, Product *p, int jobs, const Par *par) {
-    pool_run(worth(p) ? par->pool : NULL, run, p, jobs);
-}
-
-// Before a job: the bias goes into what is added to. Behind it: the activation, while the block is in the cache.
-static void add_bias(const Product *p, int m, int M, int n, int N) {
-    if (p->then != THEN_ADD || !p->bias) return;
-    for (int i = m; i < m + M; i++)
-        for (int j = n; j < n + N; j++) p->out[(size_t)i * p->ldo + j] += p->bias[j];
-}
-
-static void finish(const Product *p, int m, int M, int n, int N) {
-    if (p->then >= THEN_NOTHING) return;
-    for (int i = m; i < m + M; i++) p->loops->activate(p->out + (size_t)i * p->ldo + n, p->then, N);
+    pool_run(worth_threads(p->M, p->N, p->K) ? par->pool : NULL, run, p, jobs);
 }
 
 static void copy_job(void *arg, int m, int thread) {
@@ -257,11 +242,12 @@ static void block_job(void *arg, int job, int thread) {
     const Product *p = arg;
     const int across = ceil_div(p->N, p->cols), m = job / across * p->rows, n = job % across * p->cols;
     const int M = min_int(p->rows, p->M - m), N = min_int(p->cols, p->N - n);
-    add_bias(p, m, M, n, N);
+    float *out = p->out + (size_t)m * p->ldo + n;
+    add_bias(out, p->ldo, p->bias, n, p->then, M, N);
     for (int s = 0; s == 0 || s * KC < p->K; s++)       // the neighbour is probably what this thread does next
         multiply_step(p, p->x + ((size_t)s * (size_t)p->M + (size_t)m) * XS, m, M, n, N, s, n + p->cols,
                       p->panels + (size_t)thread * PANEL_FLOATS);
-    finish(p, m, M, n, N);
+    activate_block(out, p->ldo, p->loops->activate, p->then, M, N);
 }
 
 static void arrange_job(void *arg, int m, int thread) {
@@ -274,11 +260,12 @@ static void rows_job(void *arg, int job, int thread) {
     const Product *p = arg;
     const int n = job * p->cols, N = min_int(p->cols, p->N - n);
     const bool more = p->then == THEN_ADD;
+    float *out = p->out + n;
     (void)thread;
-    add_bias(p, 0, p->M, n, N);
-    p->loops->rows(p->out + n, p->ldo, more ? p->out + n : p->bias ? p->bias + n : NULL, more ? p->ldo : 0,
+    add_bias(out, p->ldo, p->bias, n, p->then, p->M, N);
+    p->loops->rows(out, p->ldo, more ? out : p->bias ? p->bias + n : NULL, more ? p->ldo : 0,
                    p->loops->arrange ? p->x : p->a, &p->b, n, p->M, N);
-    finish(p, 0, p->M, n, N);
+    activate_block(out, p->ldo, p->loops->activate, p->then, p->M, N);
 }
 
 // ---------------------------------------------------------------------------------------------------------
@@ -321,19 +308,12 @@ void matmul_then(float *out, const float *x, const Tensor *w, const float *b, in
         run_jobs(rows_job, &p, ceil_div(OC, p.cols), par);
         return;
     }
-    // The width of a job that leaves the least to wait for at the end.
-    int best = INT_MAX;
-    for (int cols = NC; cols >= 64; cols -= p.loops->NR) {
-        const int rounds = ceil_div(ceil_div(OC, cols), par->threads) * cols;
-        if (rounds < best) best = rounds, p.cols = cols;
-    }
+    p.cols = columns_in_a_job(OC, NC, p.loops->NR, par->threads);
     const int across = ceil_div(OC, p.cols), pass = (size_t)T < most ? T : (int)most;
     for (int t = 0; t < T; t += pass) {
         p.out = out + (size_t)t * (size_t)OC, p.a = x + (size_t)t * (size_t)C;
-        p.rows = p.M = min_int(pass, T - t);
-        // Few columns and many threads: the rows are split as well, at the price of packing the weights again.
-        const int down = ceil_div(4 * par->threads, across);
-        if (down > 1) p.rows = ceil_div(ceil_div(p.M, down), 4 * p.loops->MR) * 4 * p.loops->MR;
+        p.M = min_int(pass, T - t);
+        p.rows = rows_in_a_block(p.M, across, p.loops->MR, par->threads);
         run_jobs(copy_job, &p, p.M, par);
         run_jobs(block_job, &p, across * ceil_div(p.M, p.rows), par);
     }
@@ -356,7 +336,7 @@ static size_t lane_floats(int threads) { return (size_t)min_int(1 << 15, X_BYTES
 static void living_job(void *arg, int job, int thread) {
     const Product *p = arg;
     const int n = job * p->cols, N = min_int(p->cols, p->N - n);
-    add_bias(p, 0, p->M, n, N);
+    add_bias(p->out + n, p->ldo, p->bias, n, p->then, p->M, N);
     p->loops->living(p->out + n, p->ldo, p->a, p->lda, &p->b, n, p->live, p->K, p->M, N,
                      p->x + thread * lane_floats(p->threads));
 }

@@ -219,7 +219,7 @@ INLINE void NAME(rows_rw)(V *sum, size_t apart, const float *x, const Weights *w
 // Rows j .. j+R of w. rw * T sums, a vector of x or of each row of w, and a mask: 16 or 32 registers.
 INLINE void NAME(rows_t)(V *sum, size_t apart, const float *x, const Weights *w, size_t j, int T, int R, int from,
                          int to, int dtype) {
-    const int rw = VW == 16 ? (T < 3 ? 1 : 4) : T == 3 ? 3 : 2;
+    const int rw = VW == 16 ? (T < 3 ? 1 : dtype == DT_F32 ? 2 : 4) : T == 3 ? 3 : 2;
     const int rows_ahead = (int)(AHEAD / bytes_of(w, (size_t)(to - from) * UNIT)) + 1;
     for (int r = 0, step; r < R; r += step) {
         const int next = r + (rows_ahead > rw ? rows_ahead : rw);

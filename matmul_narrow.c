@@ -7,8 +7,8 @@
 // of x, always comes in the same order.
 // Not here: f32 products (matmul.c).
 #include "matmul_narrow.h"
+#include "matmul_jobs.h"
 
-#include <limits.h>
 #include <string.h>
 #if defined(__x86_64__)
 #include <immintrin.h>
@@ -301,27 +301,16 @@ static void convert_job(void *arg, int t, int thread) {
     }
 }
 
-// Before and behind a block, as in matmul.c.
-static void add_bias(const Product *p, int m, int M, int n, int N) {
-    if (p->then != THEN_ADD || !p->bias) return;
-    for (int i = m; i < m + M; i++)
-        for (int j = n; j < n + N; j++) p->out[(size_t)i * (size_t)p->OC + (size_t)j] += p->bias[j];
-}
-
-static void finish(const Product *p, int m, int M, int n, int N) {
-    if (p->then >= THEN_NOTHING) return;
-    for (int i = m; i < m + M; i++) p->act(p->out + (size_t)i * (size_t)p->OC + n, p->then, N);
-}
-
 static void rows_job(void *arg, int job, int thread) {
     const Product *p = arg;
     const int n = job * p->wide, N = min_int(p->wide, p->OC - n);
     const bool more = p->then == THEN_ADD;
+    float *out = p->out + n;
     (void)thread;
-    add_bias(p, 0, p->T, n, N);
-    p->n->rows(p->out + n, (size_t)p->OC, more ? p->out + n : p->bias ? p->bias + n : NULL, more ? (size_t)p->OC : 0,
+    add_bias(out, (size_t)p->OC, p->bias, n, p->then, p->T, N);
+    p->n->rows(out, (size_t)p->OC, more ? out : p->bias ? p->bias + n : NULL, more ? (size_t)p->OC : 0,
                &p->x, &p->w, n, p->T, N, p->C);
-    finish(p, 0, p->T, n, N);
+    activate_block(out, (size_t)p->OC, p->act, p->then, p->T, N);
 }
 
 static void pack(void *panel, const Product *p, int j, int n, int k, int K) {
@@ -347,7 +336,8 @@ static void block_job(void *arg, int job, int thread) {
     const size_t OC = (size_t)p->OC;
     uint8_t *const panel = p->packed + (size_t)thread * NARROW_PACKED;
     const float *wscale = p->w.dtype == DT_INT8 ? p->w.scale : NULL;
-    add_bias(p, m0, M, n0, N);
+    float *const block = p->out + (size_t)m0 * OC + n0;
+    add_bias(block, OC, p->bias, n0, p->then, M, N);
     for (int k = 0; k == 0 || k < p->C; k += KC) {
         const int K = min_int(KC, p->C - k);
         const int calls = ceil_div(M, MR) * ceil_div(K, (p->as == AS_BYTES ? 4 : 2) * AHEAD_STEPS);
@@ -371,25 +361,21 @@ static void block_job(void *arg, int job, int thread) {
             }
         }
     }
-    finish(p, m0, M, n0, N);
+    activate_block(block, OC, p->act, p->then, M, N);
 }
 
 uint64_t narrow_scratch_bytes(int threads) { return (uint64_t)threads * NARROW_PACKED + NARROW_X; }
 
-// The shapes of the jobs, as in matmul_then().
+// The shapes of the jobs, and how many there are.
 static int plan_rows(Product *p, const Par *par) {
     p->wide = rows_in_a_job(&p->w, p->OC, p->C, par->threads);
     return ceil_div(p->OC, p->wide);
 }
 
 static int plan_blocks(Product *p, const Par *par) {
-    int best = INT_MAX;
-    for (int cols = NARROW_COLUMNS; cols >= 64; cols -= p->n->NR) {
-        const int rounds = ceil_div(ceil_div(p->OC, cols), par->threads) * cols;
-        if (rounds < best) best = rounds, p->wide = cols;
-    }
-    const int across = ceil_div(p->OC, p->wide), down = ceil_div(4 * par->threads, across);
-    p->tall = down > 1 ? ceil_div(ceil_div(p->T, down), 4 * p->n->MR) * 4 * p->n->MR : p->T;
+    p->wide = columns_in_a_job(p->OC, NARROW_COLUMNS, p->n->NR, par->threads);
+    const int across = ceil_div(p->OC, p->wide);
+    p->tall = rows_in_a_block(p->T, across, p->n->MR, par->threads);
     return across * ceil_div(p->T, p->tall);
 }
 
@@ -419,7 +405,7 @@ bool narrow_matmul(const Narrow *n, float *out, const float *x, const Weights *w
         p.T = min_int(pass, T - t);
         p.in = x + (size_t)t * (size_t)C;
         p.out = out + (size_t)t * (size_t)OC;
-        const bool worth = (double)p.T * OC * C > 2e5;      // as in matmul.c
+        const bool worth = worth_threads(p.T, OC, C);
         pool_run((double)p.T * C > 1e5 ? par->pool : NULL, convert_job, &p, p.T);
         if (few) pool_run(worth ? par->pool : NULL, rows_job, &p, plan_rows(&p, par));
         else pool_run(worth ? par->pool : NULL, block_job, &p, plan_blocks(&p, par));
@@ -433,7 +419,7 @@ static void living_job(void *arg, int job, int thread) {
     const LivingProduct *l = arg;
     const Product *p = &l->p;
     const int n = job * p->wide, N = min_int(p->wide, p->OC - n);
-    add_bias(p, 0, p->T, n, N);
+    add_bias(p->out + n, (size_t)p->OC, p->bias, n, p->then, p->T, N);
     l->living(p->out + n, (size_t)p->OC, &p->x, p->as, &p->w, n, l->live, l->n_live, p->T, N,
               p->packed + (size_t)thread * NARROW_PACKED);
 }

@@ -1,7 +1,7 @@
 // matmul_weights.h: a weight in memory, element by element: the plain meaning of doc/format.md's four layouts.
 //
-// In order: small helpers, numbers from bits, Weights, where an element lies, an element as f32, how many rows a job
-// takes, weights that will be needed soon.
+// In order: small helpers, numbers from bits, Weights, where an element lies, an element as f32, weights that will be
+// needed soon.
 // Not here: anything fast.
 #ifndef MATMUL_WEIGHTS_H
 #define MATMUL_WEIGHTS_H
@@ -9,8 +9,6 @@
 #include "blip2.h"
 
 #include <string.h>
-
-enum { CHUNK_BYTES = 1 << 19 };          // weights in a job of few rows of x, which memory binds
 
 static inline int min_int(int a, int b) { return a < b ? a : b; }
 static inline int ceil_div(int a, int b) { return (a + b - 1) / b; }
@@ -80,15 +78,6 @@ static inline float weight(const Weights *w, size_t r, size_t c) {
     if (w->dtype == DT_INT8) return (float)*(const int8_t *)p;
     const int nibble = p[c % 16] >> (c % 32 < 16 ? 0 : 4) & 15;
     return (float)(nibble - 8) * group_scale(w, r, c);
-}
-
-// Few rows of x: the rows of w in a job. A job's weights are enough for the hardware to read ahead, and there are at
-// least four jobs a thread where w has so many rows.
-static inline int rows_in_a_job(const Weights *w, int OC, int C, int threads) {
-    const size_t by_size = 4 + CHUNK_BYTES / (bytes_of(w, (size_t)C) + 1);
-    const size_t by_threads = (size_t)OC / (4 * (size_t)threads);
-    const int rows = (int)(by_size < by_threads ? by_size : by_threads) / 4 * 4;
-    return rows < 4 ? 4 : rows;
 }
 
 // Rows j .. j+R of w are read from column `from` to column `to`, then from there on, and behind them the next rows:
