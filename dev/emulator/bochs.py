@@ -7,12 +7,13 @@ The source is copied to FOLDER and changed and built there; FOLDER/bochs is what
 C++ compiler and make, and takes some minutes. Nothing is downloaded or installed.
 
 Why changed: Bochs knows AMX, but not XFD ("extended feature disable"), by which a system lets the first tile
-instruction of a program trap, so that it makes room for 8 KB of tiles only in programs that use them. Without XFD Linux
-(arch/x86/kernel/fpu/xstate.c) does not switch tiles on at all. EDITS adds it, as Intel's manual has it (volume 1,
-section 13.14): two MSRs, their bits of CPUID, #NM where the MSR says so. Left out: what XFD changes in XSAVE and XRSTOR,
-which Linux never asks for tiles that it has disabled. Two edits more: TDPBSSD
-multiplied bytes without their signs; files that run.py lays in memory would all land at address 0, since the address
-lines are opened only afterwards. The rest of the arithmetic of tiles is Bochs's own.
+instruction of a program trap, so that it makes room for 8 KB of tiles only in programs that use them. Without XFD
+Linux (arch/x86/kernel/fpu/xstate.c) does not switch tiles on at all. EDITS adds it, as Intel's manual has it (volume
+1, section 13.14): two MSRs, their bits of CPUID, #NM where the MSR says so. Left out: what XFD changes in XSAVE and
+XRSTOR, which Linux never asks for tiles that it has disabled. Two edits more: TDPBSSD took signed bytes for unsigned
+ones; files that run.py lays in memory would all land at address 0, since the address lines are opened only afterwards.
+The rest of the arithmetic of tiles is Bochs's own. Of Bochs's source nothing is here but the words that an edit looks
+for.
 
 In order: the edits, editing, building. Not here: running it (run.py).
 """
@@ -28,43 +29,48 @@ from pathlib import Path
 CONFIGURE = ["--with-nogui", "--enable-cpu-level=6", "--enable-x86-64", "--enable-avx", "--enable-evex",
              "--enable-amx", "--enable-all-optimizations", "--disable-docbook", "--disable-large-ramfile"]
 
-# file, text that must be there once, what comes behind it
+# File, words that are there once (and words first met behind those), before or behind their line, lines of ours.
 EDITS = [
-    ("main.cc", "// Then load the optional RAM images", "\n  bx_pc_system.a20_mask = ~(bx_phy_address)0;"),
-    ("cpu/cpu.h", "Bit64u ia32_xss;", "\n  Bit64u ia32_xfd, ia32_xfd_error;"),
-    ("cpu/init.cc", "BX_CPU_THIS_PTR msr.ia32_xss = 0;",
-     "\n  BX_CPU_THIS_PTR msr.ia32_xfd = BX_CPU_THIS_PTR msr.ia32_xfd_error = 0;"),
-    ("cpu/cpuid.cc", "if (is_cpu_extension_supported(BX_ISA_XSAVES))\n      leaf->eax |= (1<<3);",
-     "\n    if (is_cpu_extension_supported(BX_ISA_AMX)) leaf->eax |= (1<<4);"),
-    ("cpu/crregs.cc", "xsave_restore[xcr0_t::BX_XCR0_XTILEDATA_BIT].attr   = BX_XSAVE_ALIGN64", " | 4"),
-    ("cpu/msr.cc", 'msr_desc[BX_MSR_XSS] = new MSR_Descriptor("MSR_IA32_XSS", BX_ISA_XSAVES, '
-     "~Bit64u(get_ia32_xss_allow_mask()));",
-     "\n  msr_desc[0x1c4] = new MSR_Descriptor(\"MSR_IA32_XFD\", BX_ISA_AMX, ~BX_CONST64(0x40000));"
-     "\n  msr_desc[0x1c5] = new MSR_Descriptor(\"MSR_IA32_XFD_ERR\", BX_ISA_AMX, ~BX_CONST64(0x40000));"),
-    ("cpu/msr.cc", "val64 = BX_CPU_THIS_PTR msr.ia32_xss;\n      break;",
-     "\n    case 0x1c4: val64 = BX_CPU_THIS_PTR msr.ia32_xfd; break;"
-     "\n    case 0x1c5: val64 = BX_CPU_THIS_PTR msr.ia32_xfd_error; break;"),
-    ("cpu/msr.cc", "BX_CPU_THIS_PTR msr.ia32_xss = val_64;\n      break;",
-     "\n    case 0x1c4:"
-     "\n      BX_CPU_THIS_PTR msr.ia32_xfd = val_64;"
-     "\n      handleAvxModeChange();"
-     "\n      updateFetchModeMask();"
-     "\n      break;"
-     "\n    case 0x1c5: BX_CPU_THIS_PTR msr.ia32_xfd_error = val_64; break;"),
-    # TDPBSSD took signed bytes for unsigned ones; Intel's manual, volume 2, has them sign-extended
-    ("cpu/avx/amx.cc", "BX_CPP_INLINE Bit32u DPBDSS(Bit32u x, Bit32u y)\n{",
-     "\n  Bit32s sum = 0;"
-     "\n  for (int n = 0; n < 32; n += 8) sum += Bit32s(Bit8s(x >> n)) * Bit32s(Bit8s(y >> n));"
-     "\n  return Bit32u(sum);\n"),
-    # no tile instruction is decoded as one while XFD forbids tiles; what then runs in its place says why
-    ("cpu/proc_ctrl.cc", "if (! long64_mode() || ! BX_CPU_THIS_PTR cr4.get_OSXSAVE() ||",
-     "\n      (BX_CPU_THIS_PTR msr.ia32_xfd & BX_XCR0_XTILEDATA_MASK) != 0 ||"),
-    ("cpu/proc_ctrl.cc", "if (~BX_CPU_THIS_PTR xcr0.get32() & (BX_XCR0_XTILECFG_MASK | BX_XCR0_XTILEDATA_MASK))\n"
-     "    exception(BX_UD_EXCEPTION, 0);",
-     "\n\n  if (BX_CPU_THIS_PTR msr.ia32_xfd & BX_XCR0_XTILEDATA_MASK) {"
-     "\n    BX_CPU_THIS_PTR msr.ia32_xfd_error = BX_XCR0_XTILEDATA_MASK;"
-     "\n    exception(BX_NM_EXCEPTION, 0);"
-     "\n  }"),
+    ("main.cc", ["load the optional RAM images"], "behind", "  bx_pc_system.a20_mask = ~(bx_phy_address)0;"),
+
+    # XFD: the two MSRs, which start at 0; only the bit of the tiles' data can be set
+    ("cpu/cpu.h", ["ia32_xss;"], "behind", "  Bit64u ia32_xfd, ia32_xfd_error;"),
+    ("cpu/init.cc", ["msr.ia32_xss = 0;"], "behind",
+     "  BX_CPU_THIS_PTR msr.ia32_xfd = BX_CPU_THIS_PTR msr.ia32_xfd_error = 0;"),
+    ("cpu/msr.cc", ["msr_desc[BX_MSR_XSS]"], "behind", """\
+  msr_desc[0x1c4] = new MSR_Descriptor("MSR_IA32_XFD", BX_ISA_AMX, ~BX_CONST64(0x40000));
+  msr_desc[0x1c5] = new MSR_Descriptor("MSR_IA32_XFD_ERR", BX_ISA_AMX, ~BX_CONST64(0x40000));"""),
+    ("cpu/msr.cc", ["case BX_MSR_XSS:\n"], "before", """\
+    case 0x1c4: val64 = BX_CPU_THIS_PTR msr.ia32_xfd; break;
+    case 0x1c5: val64 = BX_CPU_THIS_PTR msr.ia32_xfd_error; break;"""),
+    ("cpu/msr.cc", ["case BX_MSR_XSS: "], "before", """\
+    case 0x1c4:
+      BX_CPU_THIS_PTR msr.ia32_xfd = val_64;
+      handleAvxModeChange();
+      updateFetchModeMask();
+      break;
+    case 0x1c5: BX_CPU_THIS_PTR msr.ia32_xfd_error = val_64; break;"""),
+
+    # XFD: CPUID has it, for the tiles' data
+    ("cpu/cpuid.cc", ["eax |= (1<<3)"], "behind",
+     "    if (is_cpu_extension_supported(BX_ISA_AMX)) leaf->eax |= (1<<4);"),
+    ("cpu/crregs.cc", ["XTILEDATA_BIT].attr"], "behind",
+     "    xsave_restore[xcr0_t::BX_XCR0_XTILEDATA_BIT].attr |= 4;"),
+
+    # XFD: no tile instruction is decoded as one while it forbids tiles; what then runs in its place says why
+    ("cpu/proc_ctrl.cc", [" set_amx_ok();"], "behind",
+     "  if (BX_CPU_THIS_PTR msr.ia32_xfd & BX_XCR0_XTILEDATA_MASK) clear_amx_ok();"),
+    ("cpu/proc_ctrl.cc", ["BX_CPU_C::BxNoAMX", "BX_ASSERT(0)"], "before", """\
+  if (BX_CPU_THIS_PTR msr.ia32_xfd & BX_XCR0_XTILEDATA_MASK) {
+    BX_CPU_THIS_PTR msr.ia32_xfd_error = BX_XCR0_XTILEDATA_MASK;
+    exception(BX_NM_EXCEPTION, 0);
+  }"""),
+
+    # TDPBSSD: bytes sign-extended (Intel's manual, volume 2); returns before what it did
+    ("cpu/avx/amx.cc", ["Bit32u DPBDSS(", "{"], "behind", """\
+  Bit32s sum = 0;
+  for (int n = 0; n < 32; n += 8) sum += Bit32s(Bit8s(x >> n)) * Bit32s(Bit8s(y >> n));
+  return Bit32u(sum);"""),
 ]
 
 
@@ -86,14 +92,18 @@ def release(source: Path) -> str:
 
 
 def edit(folder: Path, edits=None):
-    """Puts the text of each edit behind its anchor."""
-    for name, anchor, addition in edits or EDITS:
+    """Puts the lines of each edit before or behind the line that its words lead to."""
+    for name, words, side, lines in edits or EDITS:
         path = folder / name
         text = path.read_text(encoding="latin-1") if path.is_file() else ""
-        if text.count(anchor) != 1:
-            fail(f"{path}: {text.count(anchor)} times '{anchor.splitlines()[0]}', expected once; "
+        at = text.find(words[0])
+        for word in words[1:]:
+            at = text.find(word, at) if at >= 0 else -1
+        if at < 0 or text.count(words[0]) != 1:
+            fail(f"{path}: {text.count(words[0])} times '{' ... '.join(words).strip()}', expected once; "
                  "hint: this Bochs is another than dev/emulator/bochs.py was written for (doc/matmul.md)")
-        path.write_text(text.replace(anchor, anchor + addition), encoding="latin-1")
+        at = text.rfind("\n", 0, at) + 1 if side == "before" else text.find("\n", at) + 1 or len(text)
+        path.write_text(text[:at] + lines + "\n" + text[at:], encoding="latin-1")
 
 
 def main():
