@@ -1,4 +1,4 @@
-// dev/emulator/rom.S: the firmware of the emulated machine: from the reset vector into Linux, which run.py laid in memory.
+// dev/emulator/rom.S: the firmware of the emulated machine: from the reset vector into Linux, laid there by run.py.
 //
 // Linux wants to be entered in 32-bit mode with flat segments 0x10 (code) and 0x18 (data), interrupts off, and the
 // address of its parameters in esi: Documentation/arch/x86/boot.rst, "32-bit boot protocol". Assembled and linked at 0,

@@ -5,10 +5,11 @@
 --bochs is what bochs.py made; --kernel a Linux for x86-64, 5.16 or later, such as Debian's (6.1 of its package
 linux-image-cloud-amd64 was tried). Without further options: test_matmul once for each of ISAS, the demo model's
 answers with --cpu-isa amx, and the controls, which must fail: a processor without AMX, a mistake planted in
-matmul_amx.h. Two machines at a time (--jobs), some minutes each.
+matmul_amx.h. Two machines at a time (--jobs), one to three minutes each on two cores that have nothing else to do.
 
 The guest is that kernel, an archive in memory with init.c, the statically linked programs and demo/, and rom.S in place
-of a BIOS: no disk, no boot loader. Everything is made in build/emulator; the serial line of a guest is left there too.
+of a BIOS: no disk, no boot loader. Everything is made in build/emulator (--work), where the serial line of each guest
+is left too. The exit code is 0 when everything passed, else 1.
 
 In order: the guest's files, booting, reading what it wrote, the tests, the command line. Not here: Bochs itself
 (bochs.py); speed: what an emulator takes says nothing about a processor.
@@ -20,6 +21,7 @@ import os
 import re
 import shlex
 import shutil
+import signal
 import struct
 import subprocess
 import sys
@@ -30,7 +32,6 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent.parent
 HERE = ROOT / "dev" / "emulator"
 ISAS = ["amx", "amx-bf16", "avx512vnni", "avx512bf16", "avxvnni"]
-STATIC = ROOT / "build" / "static"
 
 # Where things lie in the guest's memory; rom.S has the first two.
 PARAMETERS, KERNEL, COMMAND_LINE, ARCHIVE = 0x90000, 0x100000, 0x91000, 128 << 20
@@ -120,7 +121,8 @@ def make_static(source: Path, *targets: str):
 class Machine:
     bochs: Path
     kernel: Path
-    folder: Path
+    folder: Path            # where its files are made
+    programs: Path          # where the statically linked ones are
     seconds: int
 
     def run(self, name: str, files: dict[str, tuple[int, bytes]], commands: list[list[str]],
@@ -138,8 +140,10 @@ class Machine:
         serial = here / "serial.txt"
         serial.unlink(missing_ok=True)
         (here / "bochsrc").write_text(
-            f"cpu: model={cpu}, count=1, ips=100000000, reset_on_triple_fault=0\nmemory: guest={MEMORY}, host={MEMORY}\n"
-            f"romimage: file={self.folder / 'rom.bin'}\nvgaromimage: file={self.folder / 'vga.bin'}\nplugin_ctrl: speaker=0\ndisplay_library: nogui\n"
+            f"cpu: model={cpu}, count=1, ips=100000000, reset_on_triple_fault=0\n"
+            f"memory: guest={MEMORY}, host={MEMORY}\n"
+            f"romimage: file={self.folder / 'rom.bin'}\nvgaromimage: file={self.folder / 'vga.bin'}\n"
+            "plugin_ctrl: speaker=0\ndisplay_library: nogui\n"
             f"optramimage1: file={here / 'parameters'}, address={PARAMETERS:#x}\n"
             f"optramimage2: file={here / 'kernel'}, address={KERNEL:#x}\n"
             f"optramimage3: file={here / 'archive'}, address={ARCHIVE:#x}\n"
@@ -198,8 +202,8 @@ def judge_isa(isa: str, code: int | None, output: str) -> tuple[bool, str]:
     """Of a run of `test_matmul ISA`: it passed when that ISA was there and everything held."""
     if code is None:
         return False, f"{isa}: did not end: ...{output[-300:]}"
-    if code > 128:
-        return False, f"{isa}: killed by signal {code - 128}"
+    if 128 < code < 160:
+        return False, f"{isa}: killed by {signal.Signals(code - 128).name}"
     counted = tally(output)
     if counted is None:
         return False, f"{isa}: exit code {code} and no tally: {output[-300:]}"
@@ -212,33 +216,40 @@ def judge_isa(isa: str, code: int | None, output: str) -> tuple[bool, str]:
     return True, f"{line}; {worst[0].split(': ', 1)[1]}"
 
 
+def test_files(folder: Path) -> dict[str, tuple[int, bytes]]:
+    return {"test_matmul": (0o755, (folder / "test_matmul").read_bytes())}
+
+
 def test_isa(machine: Machine, isa: str) -> tuple[bool, str]:
-    files = {"test_matmul": (0o755, (STATIC / "test_matmul").read_bytes())}
+    files = test_files(machine.programs)
     return judge_isa(isa, *results(machine.run(isa, files, [["/test_matmul", isa]]), 1)[0])
 
 
-def demo_files() -> dict[str, tuple[int, bytes]]:
+def demo_files(folder: Path) -> dict[str, tuple[int, bytes]]:
     names = [p for p in (ROOT / "demo").iterdir() if p.suffix in (".bin", ".png", ".jpg", ".webp")]
-    return {"blip2": (0o755, (STATIC / "blip2").read_bytes()),
+    return {"blip2": (0o755, (folder / "blip2").read_bytes()),
             **{f"demo/{p.name}": (0o644, p.read_bytes()) for p in names}}
 
 
 def test_demo(machine: Machine, isa: str) -> tuple[bool, str]:
-    """The answers of demo/examples.txt with those inner loops; that they are used is what --info and -v cannot hide."""
+    """The answers of demo/examples.txt with those inner loops; a last run with -v has to name them."""
     asked = examples((ROOT / "demo" / "examples.txt").read_text())
     commands = [["./blip2", "--quiet", "--cpu-isa", isa, *words[1:]] for words, _ in asked]
-    got = results(machine.run(f"demo-{isa}", demo_files(), commands), len(commands))
+    verbose = ["./blip2", "-v", "--cpu-isa", isa, "demo/dogs.png"]
+    got = results(machine.run(f"demo-{isa}", demo_files(machine.programs), [*commands, verbose]), len(commands) + 1)
     wrong = [f"FAIL {shlex.join(c)}: exit code {code}, expected '{want}', got '{text[-300:]}'"
              for c, (_, want), (code, text) in zip(commands, asked, got)
              if code != 0 or rounded(text) != rounded(want)]
     line = f"demo model, --cpu-isa {isa}: {len(asked) - len(wrong)} answers as expected, {len(wrong)} not"
+    code, text = got[-1]
+    if code != 0 or not re.search(rf"^cpu: {isa}$", text, re.MULTILINE):
+        wrong.append(f"FAIL {shlex.join(verbose)}: exit code {code}, expected 'cpu: {isa}' in '{text[:300]}'")
     return not wrong and bool(asked), "\n".join([line, *wrong[:3]])
 
 
 def control_without(machine: Machine) -> tuple[bool, str]:
     """A processor without AMX: the test must not pass there."""
-    files = {"test_matmul": (0o755, (STATIC / "test_matmul").read_bytes())}
-    serial = machine.run("control-without", files, [["/test_matmul", "amx"]], "corei7_icelake_u")
+    serial = machine.run("control-without", test_files(machine.programs), [["/test_matmul", "amx"]], "corei7_icelake_u")
     passed, line = judge_isa("amx", *results(serial, 1)[0])
     return not passed and "not on this processor" in line, f"control, a processor without AMX: {line}"
 
@@ -255,7 +266,7 @@ def control_mistake(machine: Machine) -> tuple[bool, str]:
         fail(f"matmul_amx.h: {text.count(MISTAKE[0])} times '{MISTAKE[0]}', expected once")
     header.write_text(text.replace(*MISTAKE))
     make_static(source, "test_matmul")
-    files = {"test_matmul": (0o755, (source / "build" / "static" / "test_matmul").read_bytes())}
+    files = test_files(source / "build" / "static")
     passed, line = judge_isa("amx", *results(machine.run("control-mistake", files, [["/test_matmul", "amx"]]), 1)[0])
     caught = not passed and re.match(r"amx: \d+ passed, [1-9]\d* failed", line)
     return bool(caught), f"control, a mistake in matmul_amx.h: {line}"
@@ -287,8 +298,13 @@ def main():
     parser.add_argument("--isa", default="", help="test_matmul with these only, e.g. amx,avxvnni")
     parser.add_argument("--demo", action="store_true", help="the demo model's answers with --cpu-isa amx")
     parser.add_argument("--controls", action="store_true", help="what must fail does")
-    parser.add_argument("--jobs", type=int, default=2, metavar="N", help="machines at a time")
-    parser.add_argument("--seconds", type=int, default=3600, metavar="N", help="give up on a machine after this long")
+    parser.add_argument("--jobs", type=int, default=2, metavar="N", help="machines at a time [2]")
+    parser.add_argument("--seconds", type=int, default=3600, metavar="N",
+                        help="give up on a machine after this long [3600]")
+    parser.add_argument("--programs", type=Path, metavar="FOLDER", help="test_matmul and blip2, linked statically, are "
+                        "there already [make them in build/static]")
+    parser.add_argument("--work", type=Path, default=ROOT / "build" / "emulator", metavar="FOLDER",
+                        help="for all files that are made [build/emulator]")
     args = parser.parse_args()
     if not args.bochs:
         fail("which Bochs? hint: --bochs FILE, made by dev/emulator/bochs.py")
@@ -303,11 +319,12 @@ def main():
     bochs = Path(shutil.which(args.bochs) or args.bochs).resolve()
     print(f"Bochs {version_of(bochs)}, {args.kernel.name}", flush=True)
 
-    folder = ROOT / "build" / "emulator"
+    folder = args.work.resolve()
     folder.mkdir(parents=True, exist_ok=True)
     compile_guest(folder)
-    make_static(ROOT, "test_matmul", "blip2")
-    machine = Machine(bochs, args.kernel, folder, args.seconds)
+    if not args.programs:
+        make_static(ROOT, "test_matmul", "blip2")
+    machine = Machine(bochs, args.kernel, folder, args.programs or ROOT / "build" / "static", args.seconds)
     tests = [(test_isa, machine, isa) for isa in (ISAS if everything else isas)]
     if args.demo or everything:
         tests.insert(0, (test_demo, machine, "amx"))
