@@ -75,12 +75,13 @@ then ok; else bad "$(cat "$tmp/err")"; fi
 
 # whole RESULT LINES TEXT ARGUMENTS...: run.py with the stand-in ends with exit code RESULT and says TEXT
 whole() {
-    result=$1 want=$3
-    LINES_OF=$tmp/lines/$2 python3 -B $run --bochs "$tmp/bochs" --kernel "$tmp/kernel" --programs "$tmp/programs" \
-        --work "$tmp/work" $4 >"$tmp/out" 2>&1
+    result=$1 name=$2 want=$3
+    shift 3
+    LINES_OF=$tmp/lines/$name python3 -B $run --bochs "$tmp/bochs" --kernel "$tmp/kernel" --programs "$tmp/programs" \
+        --work "$tmp/work" "$@" >"$tmp/out" 2>&1
     code=$?
     if [ $code -eq "$result" ] && grep -qF -e "$want" "$tmp/out"; then ok
-    else bad "$2, $4: exit code $code, expected $result, '$want' in: $(cat "$tmp/out")"; fi
+    else bad "$name, $*: exit code $code, expected $result, '$want' in: $(cat "$tmp/out")"; fi
 }
 cat >"$tmp/bochs" <<'SH'
 #!/bin/sh
@@ -99,22 +100,22 @@ echo 'int main(void) { return 0; }' >"$tmp/empty.c"
 if [ "$(uname -m)" != x86_64 ] || ! ${CC:-cc} -static -o "$tmp/empty" "$tmp/empty.c" 2>/dev/null; then
     skip "whole runs with a stand-in for Bochs: they need x86-64 and a libc to link statically"
 else
-    whole 0 good "ok   amx: 7 passed, 0 failed, 0 skipped; worst element 0.1" "--isa amx"
-    whole 1 good "1 passed, 1 failed, 0 skipped" "--isa amx,avxvnni"
-    whole 1 failing "FAIL x.c:1: e <= 1" "--isa amx"
-    whole 1 absent "FAIL amx: not on this processor" "--isa amx"
-    whole 1 skipped "FAIL amx: 7 passed, 0 failed, 1 skipped" "--isa amx"
-    whole 1 code "FAIL amx: 7 passed" "--isa amx"
-    whole 1 empty "FAIL amx: 0 passed" "--isa amx"
-    whole 1 cut "FAIL amx: did not end" "--isa amx"
-    whole 1 nothing "FAIL amx: did not end" "--isa amx"
-    whole 1 sigill "FAIL amx: killed by SIGILL" "--isa amx"
-    whole 1 hanging "not done after 1 s" "--isa amx --seconds 1"
-    whole 1 hanging "FAIL amx: did not end" "--isa amx --seconds 1"
-    whole 0 demo " answers as expected, 0 not" "--demo"
-    whole 1 demo-wrong " answers as expected, 1 not" "--demo"
-    whole 1 demo-other "expected 'cpu: amx'" "--demo"
-    whole 1 good "FAIL demo model, --cpu-isa amx: 0 answers" "--demo"
+    whole 0 good "ok   amx: 7 passed, 0 failed, 0 skipped; worst element 0.1" --isa amx
+    whole 1 good "1 passed, 1 failed, 0 skipped" --isa amx,avxvnni
+    whole 1 failing "FAIL x.c:1: e <= 1" --isa amx
+    whole 1 absent "FAIL amx: not on this processor" --isa amx
+    whole 1 skipped "FAIL amx: 7 passed, 0 failed, 1 skipped" --isa amx
+    whole 1 code "FAIL amx: 7 passed" --isa amx
+    whole 1 empty "FAIL amx: 0 passed" --isa amx
+    whole 1 cut "FAIL amx: did not end" --isa amx
+    whole 1 nothing "FAIL amx: did not end" --isa amx
+    whole 1 sigill "FAIL amx: killed by SIGILL" --isa amx
+    whole 1 hanging "not done after 1 s" --isa amx --seconds 1
+    whole 1 hanging "FAIL amx: did not end" --isa amx --seconds 1
+    whole 0 demo " answers as expected, 0 not" --demo
+    whole 1 demo-wrong " answers as expected, 1 not" --demo
+    whole 1 demo-other "expected 'cpu: amx'" --demo
+    whole 1 good "FAIL demo model, --cpu-isa amx: 0 answers" --demo
 
     # The controls pass when the test fails as it must, and only then. Nothing is compiled for the mistake here.
     if python3 -B - "$tmp" <<'PY' 2>"$tmp/err"
