@@ -316,7 +316,8 @@ $(BUILD)/blip2_cuda.so: $(BUILD)/cuda/blip2.o $(patsubst %,$(BUILD)/cuda/%.o,com
 blip2_cuda.so: $(BUILD)/blip2_cuda.so
 	@cmp -s $< $@ || { cp $< $@.new && mv -f $@.new $@; }
 
-$(BUILD)/test_cuda $(BUILD)/test_cuda_choose: $(BUILD)/%: test/%.cu $(CUDA_SOURCES) $(BUILD)/test/fixture.o $(PARTS)
+$(BUILD)/test_cuda $(BUILD)/test_cuda_choose: $(BUILD)/%: test/%.cu $(CUDA_SOURCES) $(wildcard test/cuda_*.h) \
+                                                   $(BUILD)/test/fixture.o $(PARTS)
 	$(call SAY,nvcc)$(NVCC) $(NVCC_FLAGS) -o $@ $< $(BUILD)/test/fixture.o $(PARTS) \
 	    $(patsubst -Wl$(comma)%,-Xlinker %,$(WRAP_$*)) $(NVCC_LIBS)
 
