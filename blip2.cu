@@ -208,6 +208,7 @@ static const void *bias16_of(const Run *r, const float *b) {
 }
 
 __global__ void bias16_kernel(bf16 *out, const float *b, int n) {
+    // b (n) -> out (n)
     const int i = blockIdx.x * blockDim.x + threadIdx.x;
     if (i < n) out[i] = f32_to_bf16(b[i]);
 }
@@ -823,7 +824,7 @@ static uint64_t cuda_bytes_needed(const Model *m, const Limits *lim) {
     return count.overflow ? UINT64_MAX : count.bytes;
 }
 
-// What the kernels cannot do, and the card.
+// What the kernels cannot do.
 static int check_model(const Model *m, const Limits *lim, Err *e) {
     const Config *c = &m->config;
     const int head = (int)most(most(c->DV / c->HV, c->DQ / c->HQ), c->AL);
@@ -1005,7 +1006,7 @@ static void note_seen(const Run *r, const Prompt *prompts, int B, const int **se
 }
 
 static void cuda_prompt(void *self, const Prompt *prompts, int B, const Choice *how) {
-    // B prompts -> logits (B,V), and a search over R rows that has not begun to choose
+    // B prompts -> logits (B,V), and a search over R = B*K rows, whose first choice is queued
     Run *r = (Run *)self;
     const Config *c = &r->m->config;
     const int K = search_rows(how), Q = c->Q;

@@ -96,6 +96,7 @@ static __device__ __forceinline__ void load_keys(bf16 *ks, bf16 *vs, const bf16 
 
 template <int AP>
 __global__ void __launch_bounds__(128) attention_mma_kernel(Attention p) {
+    // see Attention: q (rows,H*A), k, v -> out (rows,H*A); grid: 64 queries each, heads, sequences
     constexpr int LD = AP + 8, KS = AP / 16;
     SHARED_DYNAMIC(bf16, smem);   // K, V of tile 0, K, V of tile 1
     const int b = blockIdx.z, h = blockIdx.y, warp = threadIdx.x / 32, lane = threadIdx.x % 32;
@@ -204,6 +205,7 @@ __global__ void __launch_bounds__(128) attention_mma_kernel(Attention p) {
 
 template <typename T, int C>
 __global__ void __launch_bounds__(128) attention_plain_kernel(Attention p) {
+    // see Attention: q (rows,H*A), k, v -> out (rows,H*A); grid: 4 queries each, heads, sequences; A <= 32*C
     const int b = blockIdx.z, h = blockIdx.y, lane = threadIdx.x % 32, i = blockIdx.x * 4 + threadIdx.x / 32;
     const int Tq = p.q_first[b + 1] - p.q_first[b], Tk = p.k_count ? p.k_count[b] : Tq;
     if (i >= Tq) return;
@@ -294,7 +296,7 @@ static __device__ __forceinline__ void piece(float (&f)[E], const T *p, int i, i
 
 template <typename T, int P>
 __global__ void __launch_bounds__(32 * PAST_WARPS) past_kernel(Past p) {
-    // P: pieces of a lane
+    // see Past: q (rows,H*A), kv, kv_new -> out (rows,H*A); grid: heads, rows; P: pieces of a lane
     constexpr int E = 16 / sizeof(T);
     SHARED(float, ml, [PAST_WARPS][2]);
     SHARED(float, part, [PAST_WARPS][8 * P * E]);

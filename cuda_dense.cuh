@@ -1,9 +1,8 @@
 // cuda_dense.cuh: dense layers, out = act(x w^T + b).
 //
 // In order:
-//   1. the forms for few rows, in files of their own: cuda_stream.cuh (tensor cores, bound by reading the weights) and
-//      cuda_matvec.cuh (the rest); OPT's fc2 without dead neurons (cuda_skip.cuh)
-//      and for more than 64 rows (cuda_tile.cuh)
+//   1. forms in files of their own: few rows, on tensor cores, bound by reading the weights (cuda_stream.cuh), or
+//      without (cuda_matvec.cuh); OPT's fc2 without dead neurons (cuda_skip.cuh); more than 64 rows (cuda_tile.cuh)
 //   2. gemm_kernel: many rows, own tensor-core kernel, for pixels, for rows of odd lengths (int8 and int4 weights are
 //      dequantised on the way into shared memory) and for shapes that the library has no algorithm for
 //   3. lt_dense: many rows, f32 or bf16 weights, through cuBLASLt with its bias epilogues
@@ -63,6 +62,7 @@ static __device__ __forceinline__ uint4 pixels_8(const Patches &p, int t, int k)
 
 template <int W, bool IMAGES>
 __global__ void __launch_bounds__(128) gemm_kernel(Dense d, Patches p) {
+    // see Dense, not gated; d.x (T,C), or with IMAGES p.pixels (B,S,S,3) -> d.out (B*(1 + G*G), OC)
     SHARED(bf16, xs, [2][GEMM_M][GEMM_LD]);
     SHARED(bf16, ws, [2][GEMM_N][GEMM_LD]);
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, c2 = lane % 4 * 2;

@@ -235,6 +235,7 @@ static void kv_store(cudaStream_t s, T *kv, const T *qkv, const int *slot, int r
 
 template <typename T>
 __global__ void to_f32_kernel(float *out, const T *x, size_t n) {
+    // x (n) -> out (n)
     const size_t i = (size_t)blockIdx.x * blockDim.x + threadIdx.x;
     if (i < n) out[i] = f32_of(x[i]);
 }

@@ -26,8 +26,9 @@ enum {
     SKIP_MOST = 4,    // rows of x
 };
 
-// w (OC,C) -> out (C,OC), tiles of 32 x 32 through shared memory so that both sides are read and written in lines.
+// Tiles of 32 x 32 through shared memory, so that both sides are read and written in lines.
 __global__ void __launch_bounds__(256) transpose_kernel(bf16 *out, const bf16 *w, int OC, int C) {
+    // w (OC,C) -> out (C,OC)
     SHARED(bf16, tile, [32][34]);
     const int o0 = blockIdx.y * 32, c0 = blockIdx.x * 32, x = threadIdx.x % 32, y = threadIdx.x / 32;
     for (int i = y; i < 32; i += 8) if (o0 + i < OC && c0 + x < C) tile[i][x] = w[(size_t)(o0 + i) * C + c0 + x];

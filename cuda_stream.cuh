@@ -1,6 +1,7 @@
 // cuda_stream.cuh: dense layers of 1 to 64 rows on tensor cores, bound by reading the weights once.
 //
-// In order: weights as bf16 fragments; rows of x in the order of those; stream_kernel; stream_dense, its launcher.
+// In order: weights as bf16 fragments; rows of x in the order of those; the end of a unit; stream_kernel; stream_dense,
+// its launcher.
 //
 // All that decoding multiplies comes through here (a row, the beams of a row, the captions of a batch), the Q-Former's
 // queries and a prompt of up to 64 tokens. An mma takes 16 rows of w as its left and 8 rows of x as its right operand,
@@ -166,11 +167,62 @@ static __device__ __forceinline__ void step(Cursor &c, int n) {
     for (c.i += STREAM_WARPS; c.i >= n; c.i -= n) c.u += gridDim.x;
 }
 
+// The end of unit u: the warps' sums, and those of the blocks that share it, are added up in their order and go where
+// the layer wants them.
+template <int W, int NT>
+static __device__ __forceinline__ void stream_out(const float (&acc)[NT][4], float *part, const Dense &d,
+                                                  const Device &dev, int u, int units, int per) {
+    // acc: this lane's of (16,8*NT), part (8 warps, NT*128) -> rows of d.out, columns u*per ..
+    SHARED(int, ticket, );
+    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+    #pragma unroll
+    for (int m = 0; m < NT; m++)
+        #pragma unroll
+        for (int e = 0; e < 4; e++) part[(warp * NT + m) * 128 + e * 32 + lane] = acc[m][e];
+    __syncthreads();
+    float *all = dev.partial + ((size_t)blockIdx.y * units + u) * NT * 128;
+    for (int i = threadIdx.x; i < NT * 128; i += 32 * STREAM_WARPS) {
+        float y = 0;
+        for (int w = 0; w < STREAM_WARPS; w++) y += part[w * NT * 128 + i];
+        if (gridDim.y > 1) all[i] = y;
+        else part[i] = y;   // only this thread looks at column i of part
+    }
+    if (gridDim.y > 1) __threadfence();
+    __syncthreads();
+    bool finishing = true;
+    if (gridDim.y > 1) {
+        if (threadIdx.x == 0) {
+            ticket = atomicAdd(dev.tickets + u, 1);
+            if (ticket == (int)gridDim.y - 1) atomicExch(dev.tickets + u, 0);
+        }
+        __syncthreads();
+        finishing = ticket == (int)gridDim.y - 1;
+        if (finishing) __threadfence();
+    }
+    for (int i = threadIdx.x; finishing && i < NT * 128; i += 32 * STREAM_WARPS) {
+        const int e = i / 32 % 4, row = i / 128 * 8 + i % 4 * 2 + e % 2;
+        const int o = u * per + i % 32 / 4 + (d.gated ? 0 : e / 2 * 8);
+        if (row >= d.T || o >= d.OC || (d.gated && e >= 2)) continue;
+        float y = 0, z = 0;
+        if (gridDim.y == 1) y = part[i], z = d.gated ? part[i + 64] : 0;
+        else
+            for (int k = 0; k < (int)gridDim.y; k++) {
+                const float *p = dev.partial + ((size_t)k * units + u) * NT * 128 + i;
+                y += p[0], z += d.gated ? p[64] : 0;
+            }
+        if (W == DT_INT8) {
+            y *= ((const float *)d.w.scale)[o];
+            if (d.gated) z *= ((const float *)d.w.scale)[o + d.OC];
+        }
+        finish<bf16>(d, row, o, y, z);
+    }
+    __syncthreads();   // before part is written anew
+}
+
 template <int W, int NT>
 __global__ void __launch_bounds__(32 * STREAM_WARPS, NT <= 2 ? 3 : 2) stream_kernel(Dense d, Device dev, int slab) {
     // see Dense; d.T <= 8*NT, slab: chunks a block, of which gridDim.y make a row
     SHARED_DYNAMIC(uint8_t, smem);   // ring, parts (8 warps, NT*128), xs
-    SHARED(int, ticket, );
     constexpr int CHUNK = chunk_columns<W>();
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
     const int per = d.gated ? 8 : 16, units = (d.OC + per - 1) / per, chunks = (d.C + CHUNK - 1) / CHUNK;
@@ -260,48 +312,7 @@ __global__ void __launch_bounds__(32 * STREAM_WARPS, NT <= 2 ? 3 : 2) stream_ker
             fetch(ahead, stage);
             step(ahead, n);
         }
-        #pragma unroll
-        for (int m = 0; m < NT; m++)
-            #pragma unroll
-            for (int e = 0; e < 4; e++) part[(warp * NT + m) * 128 + e * 32 + lane] = acc[m][e];
-        __syncthreads();
-        float *all = dev.partial + ((size_t)blockIdx.y * units + u) * NT * 128;
-        for (int i = threadIdx.x; i < NT * 128; i += 32 * STREAM_WARPS) {
-            float y = 0;
-            for (int w = 0; w < STREAM_WARPS; w++) y += part[w * NT * 128 + i];
-            if (gridDim.y > 1) all[i] = y;
-            else part[i] = y;   // only this thread looks at column i of part
-        }
-        if (gridDim.y > 1) __threadfence();
-        __syncthreads();
-        bool finishing = true;
-        if (gridDim.y > 1) {
-            if (threadIdx.x == 0) {
-                ticket = atomicAdd(dev.tickets + u, 1);
-                if (ticket == (int)gridDim.y - 1) atomicExch(dev.tickets + u, 0);
-            }
-            __syncthreads();
-            finishing = ticket == (int)gridDim.y - 1;
-            if (finishing) __threadfence();
-        }
-        for (int i = threadIdx.x; finishing && i < NT * 128; i += 32 * STREAM_WARPS) {
-            const int e = i / 32 % 4, row = i / 128 * 8 + i % 4 * 2 + e % 2;
-            const int o = u * per + i % 32 / 4 + (d.gated ? 0 : e / 2 * 8);
-            if (row >= d.T || o >= d.OC || (d.gated && e >= 2)) continue;
-            float y = 0, z = 0;
-            if (gridDim.y == 1) y = part[i], z = d.gated ? part[i + 64] : 0;
-            else
-                for (int k = 0; k < (int)gridDim.y; k++) {
-                    const float *p = dev.partial + ((size_t)k * units + u) * NT * 128 + i;
-                    y += p[0], z += d.gated ? p[64] : 0;
-                }
-            if (W == DT_INT8) {
-                y *= ((const float *)d.w.scale)[o];
-                if (d.gated) z *= ((const float *)d.w.scale)[o + d.OC];
-            }
-            finish<bf16>(d, row, o, y, z);
-        }
-        __syncthreads();   // before part is written anew
+        stream_out<W, NT>(acc, part, d, dev, u, units, per);
     }
     cp_async_wait<0>();
 }

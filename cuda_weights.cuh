@@ -1,7 +1,7 @@
 // cuda_weights.cuh: what all dense layers share: the argument, weights of every dtype as bf16, what becomes of a sum.
 //
 // In order: Dense, Device, eight weights as bf16, finish.
-// Not here: the multiplies (cuda_stream.cuh, cuda_matvec.cuh, cuda_dense.cuh).
+// Not here: the multiplies (cuda_stream.cuh, cuda_matvec.cuh, cuda_tile.cuh, cuda_skip.cuh, cuda_dense.cuh).
 #ifndef CUDA_WEIGHTS_CUH
 #define CUDA_WEIGHTS_CUH
 
@@ -88,9 +88,11 @@ static __device__ __forceinline__ uint4 weights_8(const Tensor &w, int row, int 
 }
 
 static __device__ __forceinline__ uint4 zero_128() { return make_uint4(0, 0, 0, 0); }
+
 // Row t, column o of the result, its sum y.
 template <typename T>
 static __device__ __forceinline__ void finish(const Dense &d, int t, int o, float y, float gate) {
+    // -> an element of d.out (T,OC) or of d.kv (slots, OC - kv_from)
     if (d.b) y += d.b[o];
     y = activation(y, d.act);
     if (d.gated) y *= gate;

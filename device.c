@@ -75,11 +75,11 @@ int device_find(const Backend **backend, int *ordinal, const char *device, Err *
     if (!automatic && (strncmp(device, "cuda", 4) || (device[4] && device[4] != ':')))
         return fail(e, "device '%s': expected auto, cpu, cuda or cuda:N", device);
     if (!automatic && device[4]) {
-        char *end;
-        const long n = strtol(device + 5, &end, 10);
-        if (device[5] < '0' || device[5] > '9' || *end || n > 1023)
+        const char *number = device + 5;
+        const size_t digits = strspn(number, "0123456789");
+        if (digits < 1 || digits > 9 || number[digits])
             return fail(e, "device '%s': expected a whole number from 0 behind the colon", device);
-        *ordinal = (int)n;
+        *ordinal = atoi(number);
     }
     if (!cuda_load(&cuda, !automatic, e) && !cuda.find(*ordinal, e)) {
         *backend = cuda.backend;

@@ -158,7 +158,8 @@ static int unknown(const char *arg, Err *e) {
 // ---------------------------------------------------------------------------------------------------------
 // Values.
 
-// Is value one of the words of "auto|cpu|cuda[:N]"? [:N] stands for nothing or a colon and a number below 1000.
+// Is value one of the words of "auto|cpu|cuda[:N]"? [:N] stands for nothing or a colon and a number of at most nine
+// digits.
 static bool one_of(const char *words, const char *value) {
     const size_t n = strcspn(value, ":");
     for (const char *w = words; *w; w += strcspn(w, "|"), w += *w == '|') {
@@ -167,7 +168,7 @@ static bool one_of(const char *words, const char *value) {
         if (!value[n]) return true;
         const char *number = value + n + 1;
         const size_t digits = strspn(number, "0123456789");
-        return w[len] == '[' && digits >= 1 && digits <= 3 && !number[digits];
+        return w[len] == '[' && digits >= 1 && digits <= 9 && !number[digits];
     }
     return false;
 }

@@ -1,11 +1,12 @@
 """A full-size model of random weights, end to end, against transformers on the same bf16-rounded weights.
 
-    python3 dev/fullsize.py --type pretrain_opt2.7b --tokenizer ../shared/tokenizers/opt [--work build/fullsize]
+    python3 dev/fullsize.py --type pretrain_opt2.7b [--tokenizer ../shared/tokenizers/opt] [--work build/fullsize]
                             [--device cuda:0] [--dtype f32]
 
 Makes the checkpoint (7.5 GB in bf16), exports it, runs ./blip2 with --dump and ten greedy tokens, then loads the same
 folder in transformers in float32 (16 GB of memory) and compares every stage and the ten tokens. Exit code 1 when a
-stage is off by more than its bound (relative L2) or a token differs. Needs 24 GiB of memory and 16 GB of disk.
+stage is off by more than its bound (relative L2) or a token differs. Needs 24 GiB of memory and 16 GB of disk. Without
+--tokenizer the tests' small one is used, and the vocabulary has as many rows as the real one.
 
 With --device cuda:N both run on that card, one after the other, transformers in float32 without TF32. Against a bf16
 file, whose activations are bf16 on the card, the bound is BOUND_BF16, and a token may differ where transformers' two
@@ -26,6 +27,7 @@ sys.path.insert(0, os.path.join(ROOT, "test"))
 
 BOUND = 1e-4        # relative L2 of a stage in f32; measured values in doc/parity.md
 BOUND_BF16 = 3e-2   # with bf16 activations, as in test/test_cuda.cu
+VOCABULARY = {"bpe": 50304, "unigram": 32128}     # rows of the released OPT and Flan-T5 variants
 TOKEN_BOUND = 0.2   # distance of the two best logits over the root mean square of all: twice what one may be off
 
 
@@ -40,7 +42,7 @@ def run(*args):
 def main():
     args = argparse.ArgumentParser()
     args.add_argument("--type", required=True)
-    args.add_argument("--tokenizer", required=True)
+    args.add_argument("--tokenizer", help="a folder of tokenizer files")
     args.add_argument("--work", default=os.path.join(ROOT, "build", "fullsize"))
     args.add_argument("--image", default=os.path.join(ROOT, "test", "data", "tiny_0.png"))
     args.add_argument("--prompt", default="a photo of")
@@ -56,8 +58,11 @@ def main():
     bound = BOUND_BF16 if gpu and args.dtype == "bf16" else BOUND
     dump = weights + ".dump"
     if not os.path.exists(weights):
+        small = "unigram" if "t5" in args.type else "bpe"
+        rows = [] if args.tokenizer else [f"--set=text.vocab_size={VOCABULARY[small]}"]
+        tokenizer = args.tokenizer or os.path.join(ROOT, "test", "data", "tokenizers", small)
         run(sys.executable, os.path.join(ROOT, "export", "random_checkpoint.py"), folder, "--type", args.type,
-            "--tokenizer", args.tokenizer, "--dtype", "bf16", "--seed", 1)
+            "--tokenizer", tokenizer, "--dtype", "bf16", "--seed", 1, *rows)
         run(sys.executable, os.path.join(ROOT, "export", "export.py"), folder, "-o", weights, "--dtype", args.dtype)
     import truth   # after the export, so that its memory is not counted twice
     common = ["-m", weights, "--json", "-b", 1, "-n", 10, "-p", args.prompt, "--scores", "--device", args.device]

@@ -4,7 +4,8 @@
 # In order: what the machine is, build, what nvcc made of it (make cuda-report), make test-cuda with REQUIRE_GPU=1, the
 # demo model's expected outputs on the card, the ladder (dev/cuda): built, every version checked and timed, PyTorch
 # beside it, the tables written into doc/kernels.md; compute-sanitizer (memcheck, racecheck), the benchmark
-# (dev/bench_gpu.py MODEL, by default opt-2.7b): bf16 beside transformers, then int8 and int4, then 364 pixels.
+# (dev/bench_gpu.py MODEL, by default opt-2.7b): bf16 beside transformers, then int8 and int4, then 364 pixels; at last
+# every stage of two models of full size beside transformers (dev/fullsize.py).
 # Lines that begin with "target:" say what was wanted, what was measured, met or missed.
 # Each step has a limit in seconds; one that fails or runs out of time does not keep the others from running. What
 # comes back is in $OUT: log.txt (all output), summary.txt (a line a step, the targets), ladder.json, kernels.md,
@@ -15,14 +16,17 @@
 #     BUDGET=580 STEPS="build memcheck racecheck" dev/gpu.sh
 #     BUDGET=580 STEPS="build bench" dev/gpu.sh
 #     BUDGET=580 STEPS="build bench_int bench_364" dev/gpu.sh
+#     BUDGET=580 STEPS="build full_opt full_t5" dev/gpu.sh
 # --dry-run shows the steps and asks make whether it knows what it would make; nothing is built or run.
-# Needs the CUDA toolkit, a C compiler, zlib and stb; peers and bench also torch, bench transformers ($PYTHON).
+# Needs the CUDA toolkit, a C compiler, zlib and stb; peers also torch, bench and full also transformers, full also
+# Pillow ($PYTHON).
 # Exit code 1 if any step failed or was not reached.
 
 cd "$(dirname "$0")/.." || exit 1
 OUT=${OUT:-build/gpu}
 PYTHON=${PYTHON:-python3}
 ALL="about build report test demo ladder_build ladder peers table memcheck racecheck bench bench_int bench_364"
+ALL="$ALL full_opt full_t5"
 STEPS=${STEPS:-$ALL}
 BUDGET=${BUDGET:-0}
 dry=
@@ -105,4 +109,6 @@ step bench_int 400 "$PYTHON" dev/bench_gpu.py "$model" --dtypes int8,int4 --peer
     --out "$OUT/bench_int.json"
 step bench_364 400 "$PYTHON" dev/bench_gpu.py "$model" --sizes 364 --peers eager --seconds 370 \
     --out "$OUT/bench_364.json"
+step full_opt 400 "$PYTHON" dev/fullsize.py --type pretrain_opt2.7b --device cuda:0
+step full_t5 400 "$PYTHON" dev/fullsize.py --type pretrain_flant5xl --device cuda:0
 exit $failed

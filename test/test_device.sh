@@ -141,6 +141,7 @@ SIM_CC=80
 asked "there is no GPU 1: this machine has 1, numbered from 0" "an unknown number" cuda:1
 SIM_DEVICES=2
 asked "there is no GPU 2: this machine has 2" "an unknown number of two" cuda:2
+asked "there is no GPU 123456789: this machine has 2" "a large number" cuda:123456789
 SIM_DEVICES=1
 
 # Too small: 1 MB in all; or large enough, but another process holds it; or room for smaller weights.

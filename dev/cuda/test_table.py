@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 """Tests table.py and peers.py on a list of the ladder's programs, and that doc/kernels.md has what they list, and every
-kernel of the backend and no other.
+kernel of the backend and no other, and that its predictions are those of report and work.py.
 
     python3 dev/cuda/test_table.py LIST.json [REHEARSAL.json]     # what they print with --list, and one with --rehearse
 
@@ -52,6 +52,36 @@ def invent(listed):
             v["speed"] = case["flops"] / v["us"] * 1e-6 if case["flops"] else case["bytes"] / v["us"] * 1e-3
         case["versions"].insert(0, {"version": 0, "right": True, "us": 40, "speed": 1})
     return made
+
+
+def check_predictions(doc):
+    """The tables of predicted times in the text of doc/kernels.md."""
+    code, said = run("report", "--predict", "--markdown")
+    lines = [line for line in said.splitlines() if line.startswith("| ") and "PREDICTED" not in line]
+    expect(code == 0 and len(lines) == 26, f"report --predict: exit code {code}, {len(lines)} lines")
+    stale = [line for line in lines if f"\n{line}\n" not in doc]
+    expect(not stale, f"doc/kernels.md has other predictions (dev/cuda/report --predict --markdown): {stale}")
+
+    import work
+    card = work.CARDS["sm_90"]
+
+    def ms(launches):
+        return 1e3 * work.seconds(launches, card.bandwidth, card.peak)
+    opt = work.stages("opt-2.7b")
+    floors = {f"decode, OPT-2.7b {dtype}, a token": ms(work.stages("opt-2.7b", dtype=dtype)["decode"])
+              for dtype in ("bf16", "int8", "int4")}
+    floors |= {f"decode, {model} bf16, a token": ms(work.stages(model)["decode"])
+               for model in ("opt-6.7b", "flan-t5-xl", "flan-t5-xxl")}
+    floors |= {f"ViT, {side} px, batch {batch}": ms(work.vit(side, batch))
+               for side, batch in ((224, 1), (224, 32), (364, 1))}
+    floors["Q-Former, 224 px, batch 1"] = ms(opt["qformer"])
+    floors["image to first token, OPT-2.7b, 224 px"] = ms(opt["vit"]) + ms(opt["qformer"]) + ms(opt["prompt"])
+    floors["caption of 20 tokens, OPT-2.7b bf16"] = 1e3 * work.caption_seconds(opt, 20, card.bandwidth, card.peak)
+    rows = {name.strip(): cells for name, cells in re.findall(r"(?m)^\| ([^|]+) \| [^|]*\| ([\d.]+ ms \|.*\|)$", doc)}
+    expect(rows.keys() == floors.keys(), f"targets in doc/kernels.md: {rows.keys() ^ floors.keys()}")
+    for name, floor in floors.items():
+        said = rows.get(name, "nothing")
+        expect(said.startswith(f"{floor:.2f} ms |"), f"{name}: {said}, expected {floor:.2f} ms")
 
 
 def main():
@@ -140,6 +170,7 @@ def main():
     shipped = set(re.findall(r"__global__[^;{]*?(\w+_kernel)\(", sources))
     described = set(re.findall(r"\w+_kernel\b", DOC.read_text(encoding="utf-8")))
     expect(len(shipped) > 20 and shipped == described, f"in doc/kernels.md or shipped, not both: {shipped ^ described}")
+    check_predictions(DOC.read_text(encoding="utf-8"))
     print(f"{passed} passed, {failed} failed, 0 skipped")
     sys.exit(1 if failed or not passed else 0)
 
