@@ -66,7 +66,7 @@ EDITS = [
     exception(BX_NM_EXCEPTION, 0);
   }"""),
 
-    # TDPBSSD: bytes sign-extended (Intel's manual, volume 2); returns before what it did
+    # TDPBSSD: signed bytes by signed bytes (Intel's Intrinsics Guide, _tile_dpbssd); returns before what it did
     ("cpu/avx/amx.cc", ["Bit32u DPBDSS(", "{"], "behind", """\
   Bit32s sum = 0;
   for (int n = 0; n < 32; n += 8) sum += Bit32s(Bit8s(x >> n)) * Bit32s(Bit8s(y >> n));
