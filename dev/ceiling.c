@@ -45,8 +45,8 @@ MULTIPLY(multiply16, __attribute__((target("avx512f"))), v16, 16, _mm512_fmadd_p
 MULTIPLY(multiply_bf16, __attribute__((target("avx512f,avx512bf16"))), v16, 16, BF16)
 MULTIPLY(multiply_int8, __attribute__((target("avx512f,avx512vnni"))), v16, 16, INT8)
 
-// n rounds of 12 products of whole tiles, 16 x 16 sums of 32 or 64 products each. The values are all zero. Never yet
-// executed: no AMX where this was written.
+// n rounds of 12 products of whole tiles, 16 x 16 sums of 32 or 64 products each. The values are all zero. Executed
+// in an emulator only (doc/matmul.md) and never timed: no AMX where this was written.
 #define TILES(name, instruction) \
     static float name(long n, float seed) { \
         struct { uint8_t palette, start, zero[14]; uint16_t bytes[16]; uint8_t rows[16]; } shape = {.palette = 1}; \

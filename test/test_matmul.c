@@ -3,6 +3,7 @@
 // In order: memory that ends at an unreadable page, the comparison, matmul over many shapes, gemm_nt and gemm_nn,
 // scores and mix, activations, soft-max and norms, NaN and empty inputs, very long rows, tensor_row, and a control that
 // shows that the bound can fail. Linked with matmul.c compiled with -DMATMUL_TWINS it is test_matmul_twins.
+// `test_matmul amx avxvnni` tests only those of that name (dev/emulator/run.py).
 //
 // Bound, for every element: |got - want| <= (C + 3) * 2^-24 * (|bias| + sum_c |x_c w_c|). It holds for any order of
 // summation in f32. Measured for C >= 64 on the shapes below: worst element 0.009 of it with few rows (each vector lane
@@ -464,8 +465,25 @@ static void check_control(State *s, const MatmulKernels *k, int dtype) {
     matrix_free(&w);
 }
 
-int main(void) {
+static bool known(const char *name) {
+    for (size_t i = 0; i < sizeof isas / sizeof *isas; i++)
+        if (!strcmp(name, isas[i])) return true;
+    return false;
+}
+
+static bool asked_for(const char *isa, int argc, char **argv) {
+    for (int i = 1; i < argc; i++)
+        if (!strcmp(isa, argv[i])) return true;
+    return argc < 2;
+}
+
+int main(int argc, char **argv) {
     static State s;
+    for (int i = 1; i < argc; i++)
+        if (!known(argv[i])) {
+            fprintf(stderr, "test_matmul: no inner loops called '%s'; hint: a name of --cpu-isa, e.g. amx\n", argv[i]);
+            return 2;
+        }
     static const int shapes[][2] = {   // C, OC
         {1, 1}, {1, 3}, {7, 1}, {7, 3}, {7, 40}, {16, 16}, {88, 31}, {88, 129}, {257, 64}, {600, 3}, {1409, 1},
         {1409, 3}, {1409, 35}, {512, 301}
@@ -479,6 +497,7 @@ int main(void) {
     EXPECT(&s.t, matmul_kernels("no such") == NULL, "an unknown name was taken");
     EXPECT(&s.t, matmul_kernels("auto") == matmul_kernels(NULL) && matmul_kernels(NULL), "no default");
     for (size_t i = 0; i < sizeof isas / sizeof *isas; i++) {
+        if (!asked_for(isas[i], argc, argv)) continue;
         const MatmulKernels *k = matmul_kernels(isas[i]);
         if (!k) { SKIP(&s.t, "%s: not on this processor", isas[i]); continue; }
         s.worst_few = s.worst_many = s.worst_tiny = 0;
