@@ -582,7 +582,7 @@ static void t5_prompt(Run *r, const Prompt *prompt, int b) {
 // 8. The backend.
 
 // A matrix of fewer bytes is not worth a thought. To turn one costs up to some 60 times what skipping saves, in int8 90
-// times: most of it is the system's, which has to find and clear the memory (doc/performance.md).
+// times: most of it is the system's, which has to find and clear the memory (doc/tried.md).
 enum { SKIP_LEAST = 1 << 20, SKIP_PATIENCE = 60, SKIP_PATIENCE_INT8 = 90 };
 
 static Run run_for(const Model *m, const Limits *lim) {

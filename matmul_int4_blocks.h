@@ -4,7 +4,7 @@
 // As tile() of matmul_dot.h, but a group of 32 columns has a scale of its own: its integer sums, exact and at most 2^23
 // in magnitude (matmul_int4.h), become floats and are added to others, times the scale. 32 registers have room for both,
 // MR4 rows by two vectors. With 16 (AVX2) the floats wait in memory and are read and written once a group, which has 16
-// steps: faster than half as many rows of x. doc/performance.md has the figures.
+// steps: faster than half as many rows of x. doc/tried.md has the figures.
 //
 //   a panel, group after group: the weights of 32 columns, as units of four bytes, (16 or 8,NR); their scales, (NR) f32
 //

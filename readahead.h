@@ -4,7 +4,7 @@
 // page that is in the page cache still costs a fault when a product first touches it, in the thread that wants to
 // multiply. This thread goes through the file from its start, in the order in which a pass uses it, and asks the system
 // to read and map it in pieces (MADV_POPULATE_READ, Linux 5.14): from the disk while the image is encoded, and from the
-// page cache for a fraction of what the faults would cost (doc/performance.md).
+// page cache for a fraction of what the faults would cost (doc/tried.md).
 // Not here: which file, and whether memory is enough for it to stay (libblip2.c).
 #ifndef READAHEAD_H
 #define READAHEAD_H
