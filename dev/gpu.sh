@@ -17,6 +17,10 @@
 #     BUDGET=580 STEPS="build bench" dev/gpu.sh
 #     BUDGET=580 STEPS="build bench_int bench_364" dev/gpu.sh
 #     BUDGET=580 STEPS="build full_opt full_t5" dev/gpu.sh
+# With a quarter of an hour in all: first whether it is right, then how fast it is (the benchmark leaves out, and names,
+# what does not fit):
+#     BUDGET=330 STEPS="about build test demo memcheck" dev/gpu.sh
+#     BUDGET=420 STEPS="build bench" dev/gpu.sh
 # --dry-run shows the steps and asks make whether it knows what it would make; nothing is built or run.
 # Needs the CUDA toolkit, a C compiler, zlib and stb; peers also torch, bench and full also transformers, full also
 # Pillow ($PYTHON).
@@ -73,6 +77,12 @@ step() {
     tail -n "+$((lines + 1))" "$OUT/log.txt" | grep '^target:' | tee -a "$OUT/summary.txt"
 }
 
+# seconds MOST: for a step that rations its time itself; less where BUDGET ends sooner.
+seconds() {
+    left=$((BUDGET - $(date +%s) + began - 45))
+    if [ "$BUDGET" -gt 0 ] && [ "$left" -lt "$1" ]; then echo "$left"; else echo "$1"; fi
+}
+
 # For sh -c under a limit. A program whose results differ leaves no figures, and the others theirs.
 # shellcheck disable=SC2016
 ladder='rm -f "$OUT/ladder.json"; bad=0
@@ -104,10 +114,10 @@ step table 20 sh -c "$table"
 step memcheck 300 "$sanitizer" --tool memcheck --error-exitcode 1 --leak-check full build/test_cuda $sanitized
 # shellcheck disable=SC2086
 step racecheck 300 "$sanitizer" --tool racecheck --error-exitcode 1 build/test_cuda $sanitized
-step bench 570 "$PYTHON" dev/bench_gpu.py "$model" --out "$OUT/bench.json"
-step bench_int 400 "$PYTHON" dev/bench_gpu.py "$model" --dtypes int8,int4 --peers none --seconds 370 \
+step bench 570 "$PYTHON" dev/bench_gpu.py "$model" --seconds "$(seconds 540)" --out "$OUT/bench.json"
+step bench_int 400 "$PYTHON" dev/bench_gpu.py "$model" --dtypes int8,int4 --peers none --seconds "$(seconds 370)" \
     --out "$OUT/bench_int.json"
-step bench_364 400 "$PYTHON" dev/bench_gpu.py "$model" --sizes 364 --peers eager --seconds 370 \
+step bench_364 400 "$PYTHON" dev/bench_gpu.py "$model" --sizes 364 --peers eager --seconds "$(seconds 370)" \
     --out "$OUT/bench_364.json"
 step full_opt 400 "$PYTHON" dev/fullsize.py --type pretrain_opt2.7b --device cuda:0
 step full_t5 400 "$PYTHON" dev/fullsize.py --type pretrain_flant5xl --device cuda:0
