@@ -38,7 +38,6 @@
 enum {
     SLICE = 6,               // rows of x that meet a weight in registers, the way for few rows
     UNIT = 32,               // columns of x that are put in order there
-    BAND = 24,               // rows of w whose sums are finished together there
     X_IN_L1 = 32768,         // bytes of x that stay in the level 1 cache there
     KC = 256,                // most columns of x and w in one step
     XS = KC + 16,            // floats between the rows of a copied tile: no power of two, they would share cache sets

@@ -282,9 +282,9 @@ INLINE void NAME(rows_t)(float *out, size_t ldo, const float *base, size_t ldbas
     const int rw = VW == 16 ? (T < 3 ? 1 : 4) : T == 3 || (T == 4 && ONE_DOT) ? 3 : 2;
     const int blocks = ceil_div(C, BLOCK), panels = T < 3 ? 1 : ceil_div(blocks, IN_L1 / (T * 2 * BLOCK));
     const int wide = ceil_div(blocks, panels) * BLOCK;
-    for (int j = 0; j < n; j += STRIP) {
-        V sum[STRIP * MOST];
-        const int R = min_int(STRIP, n - j);
+    for (int j = 0; j < n; j += BAND) {
+        V sum[BAND * MOST];
+        const int R = min_int(BAND, n - j);
         for (int i = 0; i < ceil_div(R, 4) * 4 * T; i++) sum[i] = (V){0};
         for (int from = 0; from < C; from += wide) {
             const int to = min_int(from + wide, C), rows_ahead = AHEAD / (to - from) + 1;
@@ -300,16 +300,16 @@ INLINE void NAME(rows_t)(float *out, size_t ldo, const float *base, size_t ldbas
     }
 }
 
-// Too many sums for the registers: slices of x, STRIP rows of w staying in the cache for all.
+// Too many sums for the registers: slices of x, BAND rows of w staying in the cache for all.
 INLINE void NAME(slices)(Rows *rows, float *out, size_t ldo, const float *base, size_t ldbase, const NarrowX *x,
                          const Weights *w, int j0, int T, int n, int C) {
     const int slice = ceil_div(T, ceil_div(T, MOST));
-    for (int j = 0; j < n; j += STRIP)
+    for (int j = 0; j < n; j += BAND)
         for (int t = 0; t < T; t += slice) {
             const NarrowX part = {x->data + (size_t)t * x->ld, x->ld, x->low, x->scale + (size_t)t * x->ldscale,
                                   x->ldscale};
             rows(out + (size_t)t * ldo + j, ldo, base ? base + (size_t)t * ldbase + j : NULL, ldbase, &part, w, j0 + j,
-                 min_int(slice, T - t), min_int(STRIP, n - j), C);
+                 min_int(slice, T - t), min_int(BAND, n - j), C);
         }
 }
 

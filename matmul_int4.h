@@ -199,7 +199,7 @@ INLINE void NAME(units4)(V *sum, const NarrowX *x, const Weights *w, size_t j, i
     }
 }
 
-// Rows of w are taken STRIP at a time, and of x so many columns at a time that they stay in the level 1 cache: panels
+// Rows of w are taken BAND at a time, and of x so many columns at a time that they stay in the level 1 cache: panels
 // of the weights, one row's after the other's. What is fetched ahead are the panels that come AHEAD later.
 INLINE void NAME(rows4_t)(float *out, size_t ldo, const float *base, size_t ldbase, const NarrowX *x, const Weights *w,
                           int j0, int T, int n, int C) {
@@ -207,10 +207,10 @@ INLINE void NAME(rows4_t)(float *out, size_t ldo, const float *base, size_t ldba
     const int units = ceil_div(C, NAME(unit_columns)), wide = min_int(units, IN_L1 / (T * NAME(unit_x)));
     const int panels = ceil_div(units, wide), rw = VW == 16 && T > 2 ? 2 : 1;
     const int later = ceil_div(AHEAD, wide * 16 * VW);
-    for (int j = 0; j < n; j += STRIP) {
-        V sum[STRIP * MOST];                                    // rows of w by T
-        for (int i = 0; i < STRIP * T; i++) sum[i] = (V){0};
-        const int R = min_int(STRIP, n - j);
+    for (int j = 0; j < n; j += BAND) {
+        V sum[BAND * MOST];                                    // rows of w by T
+        for (int i = 0; i < BAND * T; i++) sum[i] = (V){0};
+        const int R = min_int(BAND, n - j);
         for (int i = 0, step; i < panels * R; i += step) {
             const int r = i % R, from = i / R * wide, to = min_int(from + wide, units), next = i + later;
             const bool behind = next >= panels * R;          // in the strip that comes next

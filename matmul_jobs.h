@@ -10,18 +10,23 @@
 
 #include <limits.h>
 
-enum { CHUNK_BYTES = 1 << 19 };          // weights in a job of few rows of x, which memory binds
+// Few rows of x, which memory binds.
+enum {
+    CHUNK_BYTES = 1 << 19,   // about so many bytes of weights in a job
+    BAND = 24                // rows of w whose sums are finished together
+};
 
 // Below some ten microseconds of work, waking threads costs more than they save, much more on busy cores.
 static inline bool worth_threads(int T, int OC, int C) { return (double)T * OC * C > 2e5; }
 
-// Few rows of x: the rows of w in a job. A job's weights are enough for the hardware to read ahead, and there are at
-// least four jobs a thread where w has so many rows.
+// Few rows of x: the rows of w in a job. A job's weights are enough for the hardware to read ahead; there are at least
+// four jobs a thread where w has so many rows, and as many for each thread, since threads that share the memory are
+// equally fast; and no band is cut, but for the last one.
 static inline int rows_in_a_job(const Weights *w, int OC, int C, int threads) {
-    const size_t by_size = 4 + CHUNK_BYTES / (bytes_of(w, (size_t)C) + 1);
-    const size_t by_threads = (size_t)OC / (4 * (size_t)threads);
-    const int rows = (int)(by_size < by_threads ? by_size : by_threads) / 4 * 4;
-    return rows < 4 ? 4 : rows;
+    const size_t chunks = (size_t)OC * bytes_of(w, (size_t)C) / CHUNK_BYTES + 1;
+    const int for_each = ceil_div((int)chunks, threads);
+    const int rows = ceil_div(OC, threads * (for_each > 4 ? for_each : 4));
+    return rows < 2 * BAND ? ceil_div(rows, 4) * 4 : ceil_div(rows, BAND) * BAND;
 }
 
 // Many rows of x: the width of a job, at most `most` in steps of a tile's NR, that leaves the least to wait for at the

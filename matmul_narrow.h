@@ -20,7 +20,6 @@
 
 enum {
     BLOCK = 512,                 // columns of x with a scale in common
-    STRIP = 24,                  // rows of w whose sums are finished together, and that slices of x share
     X_MAX = 127 * 256 + 127,     // so that the high byte of X_MAX + 128 is still a signed byte
     NARROW_COLUMNS = 96,         // of out in a job, a multiple of every NR
     ROW_BYTES = 2 * BLOCK + 64,      // between rows of a tile of x that is copied; an odd number of cache lines
