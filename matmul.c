@@ -303,7 +303,7 @@ void matmul_then(float *out, const float *x, const Tensor *w, const float *b, in
         // more columns than any model has: as they are
         if (x_floats(p.loops->few, C) * sizeof(float) > X_BYTES) p.loops = &loops_plain;
         p.cols = rows_in_a_job(&weights, OC, C, par->threads);
-        if (p.loops->arrange) pool_run((double)T * C > 1e5 ? par->pool : NULL, arrange_job, &p, T);
+        if (p.loops->arrange) pool_run(worth_threads_for_x(T, C) ? par->pool : NULL, arrange_job, &p, T);
         run_jobs(rows_job, &p, ceil_div(OC, p.cols), par);
         return;
     }

@@ -19,6 +19,9 @@ enum {
 // Below some ten microseconds of work, waking threads costs more than they save, much more on busy cores.
 static inline bool worth_threads(int T, int OC, int C) { return (double)T * OC * C > 2e5; }
 
+// The same for putting x (T,C) in order or converting it.
+static inline bool worth_threads_for_x(int T, int C) { return (double)T * C > 1e5; }
+
 // Few rows of x: the rows of w in a job. A job's weights are enough for the hardware to read ahead; there are at least
 // four jobs a thread where w has so many rows, and as many for each thread, since threads that share the memory are
 // equally fast; and no band is cut, but for the last one.

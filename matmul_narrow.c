@@ -406,7 +406,7 @@ bool narrow_matmul(const Narrow *n, float *out, const float *x, const Weights *w
         p.in = x + (size_t)t * (size_t)C;
         p.out = out + (size_t)t * (size_t)OC;
         const bool worth = worth_threads(p.T, OC, C);
-        pool_run((double)p.T * C > 1e5 ? par->pool : NULL, convert_job, &p, p.T);
+        pool_run(worth_threads_for_x(p.T, C) ? par->pool : NULL, convert_job, &p, p.T);
         if (few) pool_run(worth ? par->pool : NULL, rows_job, &p, plan_rows(&p, par));
         else pool_run(worth ? par->pool : NULL, block_job, &p, plan_blocks(&p, par));
     }
@@ -436,7 +436,7 @@ bool narrow_living(const Narrow *n, Living8 *living, float *out, const float *x,
                         .scale = (float *)(void *)(rows + (size_t)T * ld)}, living, live, n_live};
     l.p.x = (NarrowX){rows, ld, padded(C), l.p.scale, blocks};
     l.p.wide = min_int(min_int(lanes, 256), ceil_div(OC, 4 * par->threads * 32) * 32);
-    pool_run((double)T * C > 1e5 ? par->pool : NULL, convert_job, &l.p, T);
+    pool_run(worth_threads_for_x(T, C) ? par->pool : NULL, convert_job, &l.p, T);
     pool_run(par->pool, living_job, &l, ceil_div(OC, l.p.wide));
     return true;
 }

@@ -45,7 +45,13 @@ export OUT PYTHON
 failed=0
 began=$(date +%s)
 
-# step NAME LIMIT COMMAND...
+# seconds MOST RESERVE: MOST, or what BUDGET leaves but for RESERVE where that is less.
+seconds() {
+    left=$((BUDGET - $(date +%s) + began - $2))
+    if [ "$BUDGET" -gt 0 ] && [ "$left" -lt "$1" ]; then echo "$left"; else echo "$1"; fi
+}
+
+# step NAME LIMIT COMMAND...; a command that rations its time itself keeps 45 s for what it has begun.
 step() {
     name=$1 limit=$2
     shift 2
@@ -59,8 +65,7 @@ step() {
         return
     fi
     start=$(date +%s)
-    left=$((BUDGET - start + began - 15))         # for ending it and what comes after
-    if [ "$BUDGET" -gt 0 ] && [ "$left" -lt "$limit" ]; then limit=$left; fi
+    limit=$(seconds "$limit" 15)                  # for ending it and what comes after
     if [ "$limit" -lt 5 ]; then
         failed=1
         printf '%-12s not reached: no time left\n' "$name" | tee -a "$OUT/summary.txt"
@@ -75,12 +80,6 @@ step() {
     printf '%-12s exit code %s%s after %s s: %s\n' "$name" $code "$why" $(($(date +%s) - start)) \
         "$(tail -n 1 "$OUT/log.txt")" | tee -a "$OUT/summary.txt"
     tail -n "+$((lines + 1))" "$OUT/log.txt" | grep '^target:' | tee -a "$OUT/summary.txt"
-}
-
-# seconds MOST: for a step that rations its time itself; less where BUDGET ends sooner.
-seconds() {
-    left=$((BUDGET - $(date +%s) + began - 45))
-    if [ "$BUDGET" -gt 0 ] && [ "$left" -lt "$1" ]; then echo "$left"; else echo "$1"; fi
 }
 
 # For sh -c under a limit. A program whose results differ leaves no figures, and the others theirs.
@@ -114,10 +113,10 @@ step table 20 sh -c "$table"
 step memcheck 300 "$sanitizer" --tool memcheck --error-exitcode 1 --leak-check full build/test_cuda $sanitized
 # shellcheck disable=SC2086
 step racecheck 300 "$sanitizer" --tool racecheck --error-exitcode 1 build/test_cuda $sanitized
-step bench 570 "$PYTHON" dev/bench_gpu.py "$model" --seconds "$(seconds 540)" --out "$OUT/bench.json"
-step bench_int 400 "$PYTHON" dev/bench_gpu.py "$model" --dtypes int8,int4 --peers none --seconds "$(seconds 370)" \
+step bench 570 "$PYTHON" dev/bench_gpu.py "$model" --seconds "$(seconds 540 45)" --out "$OUT/bench.json"
+step bench_int 400 "$PYTHON" dev/bench_gpu.py "$model" --dtypes int8,int4 --peers none --seconds "$(seconds 370 45)" \
     --out "$OUT/bench_int.json"
-step bench_364 400 "$PYTHON" dev/bench_gpu.py "$model" --sizes 364 --peers eager --seconds "$(seconds 370)" \
+step bench_364 400 "$PYTHON" dev/bench_gpu.py "$model" --sizes 364 --peers eager --seconds "$(seconds 370 45)" \
     --out "$OUT/bench_364.json"
 step full_opt 400 "$PYTHON" dev/fullsize.py --type pretrain_opt2.7b --device cuda:0
 step full_t5 400 "$PYTHON" dev/fullsize.py --type pretrain_flant5xl --device cuda:0

@@ -100,14 +100,11 @@ static std::vector<uint8_t> pixels_of(const Config *c, int B) {
 
 // A picture as the model wants it: on noise, rounding changes what trained models see much more than on what they know.
 static std::vector<uint8_t> picture_of(const Config *c, const char *path) {
-    std::vector<uint8_t> file(1 << 20), p((size_t)c->S * c->S * 3);
-    FILE *f = fopen(path, "rb");
-    const size_t n = f ? fread(file.data(), 1, file.size(), f) : 0;
-    if (f) fclose(f);
+    std::vector<uint8_t> p((size_t)c->S * c->S * 3);
     const ImageOptions opt = image_defaults();
     Image im = {};
     Err e;
-    if (image_decode(&im, file.data(), n, path, &opt, &e) || image_resize(p.data(), im.rgb, im.W, im.H, c->S, &e))
+    if (image_read(&im, path, &opt, &e) || image_resize(p.data(), im.rgb, im.W, im.H, c->S, &e))
         EXPECT(&tally, 0, "%s", e.text);
     image_free(&im);
     return p;
